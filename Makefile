@@ -1,0 +1,42 @@
+# Every target goes through one virtual environment and installs what it needs; the second time nothing is installed.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check notebooks figures bench
+
+demo: $(VENV)/.demo
+	$(BIN)/attnlens demo --output demo
+
+test: check
+	./tests/install_chromium
+	ATTNLENS_REQUIRE_ALL=1 $(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
+
+figures: $(VENV)/.dev
+	for script in figures/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench: $(VENV)/.dev
+	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# torch is installed by its exact pin first: any looser request makes pip fetch gigabytes of CUDA packages.
+$(VENV)/.base: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,31 @@
+"""What fine-tuning did to a transformer's attention and layers, and whether the change is real.
+
+Every public name is imported when it is first used, so that `import attnlens` stays cheap.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("attnlens")
+
+_HOMES = {
+    "AttnlensError": "core.errors",
+    "read_corpus": "text.corpus",
+    "finetune": "training.train",
+    "TrainOptions": "training.train",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str):
+    """Import the floor that holds `name` when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnlens' has no attribute {name!r}")
+    value = getattr(import_module(f"attnlens.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

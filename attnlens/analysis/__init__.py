@@ -1,0 +1,1 @@
+"""Floor 3: measuring, comparing, testing, storing."""

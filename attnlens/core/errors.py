@@ -1,0 +1,69 @@
+"""The one error tree: what was needed, what came, what to do.
+
+AttnlensError(ValueError)
+├── UnknownName            a name no registry knows (did you mean …?)
+├── ShapeError             a tensor of the wrong shape
+├── NotAttentionError      rows that are not softmax weights
+├── UnsupportedModel       a model attnlens cannot measure, with the reason
+├── EmptyTape              `record` closed without a complete forward pass
+├── CheckpointError        a checkpoint that is missing, incomplete or unreadable
+├── IncompatibleCheckpoints  base and tuned that cannot be compared
+├── CorpusError            a data file attnlens cannot use
+├── TrainingError          a fine-tuning run that cannot start or go on
+└── OutputExists           a folder that already holds another run
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AttnlensError(ValueError):
+    """Root of every error attnlens raises for a user's fault."""
+
+
+class UnknownName(AttnlensError):
+    """A name that is in no registry."""
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str]) -> "UnknownName":
+        """Error for `name`, with the nearest known name or the whole list."""
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
+        return cls(f"unknown {kind} {name!r}: {hint}")
+
+
+class ShapeError(AttnlensError):
+    """A tensor whose shape does not fit the others."""
+
+
+class NotAttentionError(AttnlensError):
+    """Rows that are not softmax weights: negative, or not summing to 1."""
+
+
+class UnsupportedModel(AttnlensError):
+    """A model whose attention cannot be measured exactly; the message names the reason."""
+
+
+class EmptyTape(AttnlensError):
+    """`record` was left before one forward pass was complete."""
+
+
+class CheckpointError(AttnlensError):
+    """A checkpoint that is missing, incomplete or unreadable."""
+
+
+class IncompatibleCheckpoints(AttnlensError):
+    """Base and tuned that do not share backbone or token ids."""
+
+
+class CorpusError(AttnlensError):
+    """A data file that cannot be read as a corpus."""
+
+
+class TrainingError(AttnlensError):
+    """A fine-tuning run that cannot start or go on."""
+
+
+class OutputExists(AttnlensError):
+    """An output folder that already holds something else."""

@@ -1,0 +1,1 @@
+"""Floor 2: fine-tuning through the Trainer."""
