@@ -1,0 +1,48 @@
+"""What a checkpoint or a data file is: checksums of its bytes, and its path without the home directory."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from attnlens.core.errors import CheckpointError
+
+BLOCK = 1 << 20  # bytes read at a time: the files are larger than memory need be
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of one file's bytes, in hex, without reading it whole into memory."""
+    return _sha256([Path(path)])
+
+
+def weights_sha256(directory: str | Path) -> str:
+    """SHA-256 over the bytes of a checkpoint's weight files, in the order of their names.
+
+    All `*.safetensors` of the directory, else all `*.bin` except the Trainer's `training_args.bin`; with one
+    file it is that file's own checksum. The index of a sharded checkpoint holds no weight and is left out.
+    """
+    folder = Path(directory)
+    files = sorted(folder.glob("*.safetensors"))
+    files = files or sorted(path for path in folder.glob("*.bin") if path.name != "training_args.bin")
+    if not files:
+        raise CheckpointError(
+            f"{home_free(folder)} holds no *.safetensors and no *.bin: needed a checkpoint with weights."
+        )
+    return _sha256(files)
+
+
+def home_free(path: str | Path) -> str:
+    """The path with the user's home directory written as `~`; `Path(…).expanduser()` undoes it."""
+    path, home = Path(path), Path.home()
+    # A machine without a home directory reports "/": nothing personal would be hidden by replacing that.
+    if home != Path(home.anchor) and path.is_relative_to(home):
+        return str(Path("~") / path.relative_to(home))
+    return str(path)
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()

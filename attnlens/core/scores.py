@@ -1,0 +1,94 @@
+"""How one attention layer turns queries and keys into logits: scale, softcap, bias, mask, causality, window, sinks."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnlens.core.errors import ShapeError
+
+# Stands for "hidden" in a logit tile: exp of it is exactly 0, and 0 times it is still 0, which −inf is not.
+HIDDEN = -1e30
+
+
+class Box(NamedTuple):
+    """A tile of the map: ranges of texts, query heads and queries, and how many leading keys it spans."""
+
+    texts: slice
+    heads: slice
+    queries: slice
+    keys: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One frozen record of everything between q·k and the softmax; s = softcap(scale·q·k) + bias, hidden where masked.
+
+    scale: factor on q·k.
+    mask: (B|1, H|1, Q, K), bool (True = visible) or float (≤ finfo.min/2 hides, anything else is added).
+    causal, window: query i stands at position i + K − Q; it sees no later key, and at most `window` keys back.
+    softcap: c·tanh(s/c), before bias and mask. bias: (B|1, H|1, Q, K), added.
+    sinks: (H,) logits of a learned null key, which takes part in the softmax and has no value.
+    """
+
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    bias: Tensor | None = None
+    sinks: Tensor | None = None
+
+    def check(self, query: Tensor, key: Tensor) -> None:
+        """Raise ShapeError unless q (B, H, Q, D) and k (B, H_kv, K, D) fit each other and this record."""
+        if query.ndim != 4 or key.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+            raise ShapeError(
+                "query (B, H, Q, D) and key (B, H_kv, K, D) must share B and D; "
+                f"got {tuple(query.shape)} and {tuple(key.shape)}"
+            )
+        if query.shape[1] % key.shape[1]:
+            raise ShapeError(f"query heads must be a multiple of key heads; got {query.shape[1]} and {key.shape[1]}")
+        full = (*query.shape[:3], key.shape[2])
+        for name in ("mask", "bias"):
+            tensor = getattr(self, name)
+            if tensor is not None and any(a not in (1, b) for a, b in zip(tensor.shape, full, strict=True)):
+                raise ShapeError(f"{name} must broadcast to (B, H, Q, K)={full}; got {tuple(tensor.shape)}")
+
+    def visible(self, box: Box, offset: int, device: torch.device) -> Tensor | None:
+        """Which keys of the box may be seen, bool (b|1, h|1, q, k); None where all may. offset: K − Q of the map."""
+        seen = None
+        if self.causal or self.window is not None:
+            distance = distances(box, offset, device)
+            seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+            if self.window is not None:
+                seen = seen & (distance.abs() < self.window)
+            seen = seen[None, None]
+        if self.mask is not None:
+            tile = cut(self.mask, box)
+            allowed = tile if tile.dtype == torch.bool else tile > torch.finfo(tile.dtype).min / 2
+            seen = allowed if seen is None else seen & allowed
+        return seen
+
+    def finish(self, logits: Tensor, box: Box) -> Tensor:
+        """Softcap, bias and float mask on scaled q·k (b, h, q, k), in place; hiding is left to the caller."""
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.bias is not None:
+            logits.add_(cut(self.bias, box))
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            tile = cut(self.mask, box)
+            logits.add_(tile.masked_fill(tile <= torch.finfo(tile.dtype).min / 2, 0.0))
+        return logits
+
+
+def distances(box: Box, offset: int, device: torch.device) -> Tensor:
+    """Signed position of query minus key, (q, k)."""
+    position = torch.arange(box.queries.start, box.queries.stop, device=device)[:, None] + offset
+    return position - torch.arange(box.keys, device=device)
+
+
+def cut(tensor: Tensor, box: Box) -> Tensor:
+    """The part of a broadcastable (B|1, H|1, Q|1, K|1) tensor that lies in the box."""
+    ranges = (box.texts, box.heads, box.queries, slice(0, box.keys))
+    return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, ranges, strict=True))]

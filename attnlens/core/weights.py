@@ -1,0 +1,88 @@
+"""How far one matrix moved: norms of the change, pooled over matrices, and the floor set by rounding."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnlens.core.errors import ShapeError
+
+# Entries widened to float64 at a time: 8 MB a tensor, whatever the size of the matrix.
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Change of one matrix, or of several pooled.
+
+    delta_norm: ‖W′ − W‖_F; base_norm: ‖W‖_F; entries: how many numbers; identical: how many of them are the same
+    bit for bit once widened to float64 (so +0 and −0 differ, and 1.0 in bfloat16 equals 1.0 in float32).
+    """
+
+    delta_norm: float
+    base_norm: float
+    entries: int
+    identical: int
+
+    @property
+    def relative(self) -> float:
+        """‖W′ − W‖_F / ‖W‖_F, at least 0: exactly 0 for equal matrices.
+
+        NaN where it does not exist: no entries, or an all-zero base that was changed.
+        """
+        if self.base_norm == 0:
+            return 0.0 if self.entries and self.delta_norm == 0 else math.nan
+        return self.delta_norm / self.base_norm
+
+
+def weight_change(base: Tensor, tuned: Tensor) -> WeightChange:
+    """Frobenius norm of the change of one matrix, in float64 whatever the stored dtype.
+
+    base, tuned: equal shapes, any float dtype, any device → norms in the unit of the weights.
+    Hand example: [3, 4] → [3, 5]: delta 1, base 5, relative .2, one of two entries identical.
+    The change of a query or key matrix alone is not what attention sees: W_Q and W_K can be turned together
+    without any effect on attention.
+    """
+    if base.shape != tuned.shape:
+        raise ShapeError(
+            f"base and tuned must have one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}. "
+            "Pair the tensors of one module, in one orientation."
+        )
+    delta_squares, base_squares, identical = [], [], 0
+    for old, new in zip(base.detach().reshape(-1).split(CHUNK), tuned.detach().reshape(-1).split(CHUNK), strict=True):
+        old, new = old.cpu().double(), new.cpu().double()
+        delta_squares.append((new - old).square().sum().item())
+        base_squares.append(old.square().sum().item())
+        identical += int((old.view(torch.int64) == new.view(torch.int64)).sum())
+    return WeightChange(
+        delta_norm=math.sqrt(math.fsum(delta_squares)),
+        base_norm=math.sqrt(math.fsum(base_squares)),
+        entries=base.numel(),
+        identical=identical,
+    )
+
+
+def pool(changes: Iterable[WeightChange]) -> WeightChange:
+    """Several matrices as one: `relative` is √(ΣΔ² / ΣW²), never a mean of ratios.
+
+    A mean of ratios lets a bias of ten numbers weigh as much as a matrix of a million.
+    Hand example: deltas 3 and 4 on bases 6 and 8 → 5 / 10. No changes at all → relative NaN.
+    """
+    changes = tuple(changes)
+    return WeightChange(
+        delta_norm=math.sqrt(math.fsum(change.delta_norm**2 for change in changes)),
+        base_norm=math.sqrt(math.fsum(change.base_norm**2 for change in changes)),
+        entries=sum(change.entries for change in changes),
+        identical=sum(change.identical for change in changes),
+    )
+
+
+def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
+    """Relative change of `base` from storing it as `dtype` and reading it back; no tuning is involved.
+
+    Between a checkpoint in `dtype` and one in the dtype of `base`, changes of this size are rounding.
+    Matrices of a usual spread: 1.66e-3 for bfloat16, 2.07e-4 for float16; 0 when `dtype` is not narrower.
+    """
+    return weight_change(base, base.to(dtype)).relative
