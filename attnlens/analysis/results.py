@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import xarray as xr
 from attnlens.core.errors import AttnlensError
 
 STORE = "comparison.zarr"
-TABLES = "tables"
+TABLES = ("weights", "tests")
+RECORD = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,67 @@ class Comparison:
         sums = squares.groupby(["model", "layer"], sort=True)[["delta", "base", "entries"]].sum().reset_index()
         relative = np.sqrt(sums["delta"] / sums["base"].where(sums["base"] > 0))
         return sums.assign(relative=relative)[["model", "layer", "relative", "entries"]]
+
+    def save(self, directory: str | Path) -> Path:
+        """Write comparison.zarr (Zarr format 2, consolidated), two CSV tables and one JSON; readable without attnlens.
+
+        Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".comparison-") as name:
+            building = Path(name)
+            self.data.to_zarr(building / STORE, zarr_format=2, consolidated=True)
+            for table in TABLES:
+                getattr(self, table).to_csv(building / f"{table}.csv", index=False)
+            (building / RECORD).write_text(json.dumps(self._record(), ensure_ascii=False, indent=1))
+            for part in sorted(building.iterdir()):
+                _replace(part, folder / part.name)
+        return folder
+
+    def _record(self) -> dict[str, Any]:
+        """What is neither array nor table, as plain JSON."""
+        answers = {
+            model: {name: asdict(answer) for name, answer in answers.items()} for model, answers in self.answers.items()
+        }
+        passages = [asdict(passage) | {"received": passage.received.tolist()} for passage in self.passages]
+        return {"answers": answers, "passages": passages, "provenance": self.provenance}
+
+
+def open_comparison(directory: str | Path) -> Comparison:
+    """A comparison written by `Comparison.save` or `attnlens report`; AttnlensError where there is none."""
+    folder = Path(directory)
+    if not (folder / STORE).is_dir() or not (folder / RECORD).is_file():
+        raise AttnlensError(f"{folder} holds no comparison: needed {STORE} and {RECORD}, as `attnlens report` writes")
+    with xr.open_zarr(folder / STORE, consolidated=True, chunks=None) as stored:
+        data = stored.load()
+    texts = {"model": str, "salience": str, "family": str, "matrix": str, "module": str, "kind": str}
+    weights, tests = (
+        pd.read_csv(folder / f"{table}.csv", keep_default_na=False, na_values=[""], dtype=texts) for table in TABLES
+    )
+    record = json.loads((folder / RECORD).read_text())
+    answers = {
+        model: {name: _answer(answer) for name, answer in answers.items()}
+        for model, answers in record["answers"].items()
+    }
+    passages = tuple(_passage(passage) for passage in record["passages"])
+    tests = tests.assign(salience=tests["salience"].fillna(""))
+    return Comparison(data, weights, tests, answers, passages, record["provenance"])
+
+
+def _answer(fields: dict[str, Any]) -> Answer:
+    rungs = tuple(Rung(**rung) for rung in fields["rungs"])
+    return Answer(**(fields | {"layers": tuple(fields["layers"]), "rungs": rungs}))
+
+
+def _passage(fields: dict[str, Any]) -> Passage:
+    tuples = {name: tuple(fields[name]) for name in ("words", "is_word", "marked")}
+    heads = tuple((layer, head) for layer, head in fields["heads"])
+    return Passage(fields["id"], fields["label"], **tuples, heads=heads, received=np.array(fields["received"]))
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put a file or folder in the place of another."""
+    if old.is_dir():
+        shutil.rmtree(old)
+    new.replace(old)

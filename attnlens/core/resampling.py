@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 9_999
 # Up to this many documents sign flips are exact: all 2^15 patterns are visited.
 EXACT_DOCUMENTS = 15
-# With fewer documents BCa covers 73-89 % at nominal 95 % (simulated); the bootstrap-t takes over.
+# With fewer documents BCa covers 70-89 % at nominal 95 % (simulated), the bootstrap-t 93-96 %.
 BCA_DOCUMENTS = 10
 # Resamples held at a time, so that memory does not grow with their number.
 BATCH = 512
@@ -92,9 +92,9 @@ def estimate_mean(
 ) -> Estimate:
     """Mean of document means (D,) with its bootstrap interval, sign-flip p and effect size.
 
-    The interval is BCa from 10 documents on and bootstrap-t below; at 4 or more documents one exists, except for
-    constant data, whose interval is a point. Simulated coverage at nominal .95 (normal / exponential data; 1,500
-    data sets, so ± .01): 5 documents .95 / .94, 12: .91 / .90, 20: .92 / .91, 60: .95 / .94.
+    The interval is BCa from 10 documents on and bootstrap-t below, NaN below 4; that of constant data is a point.
+    Simulated coverage at nominal .95, normal / exponential data (4,000 data sets, standard error .005):
+    5 documents .95 / .93, 9: .95 / .94, 12: .90 / .88, 20: .92 / .91, 60: .93 / .93.
     """
     values = _known(values)
     if len(values) < BCA_DOCUMENTS:
@@ -168,7 +168,7 @@ def column_tests(
     values = np.asarray(values, np.float64)
     moments = Moments.of(values)
     half = stats.t.ppf((1 + level) / 2, np.maximum(moments.n - 1, 1)) * standard_error(moments)
-    scaled = root_mean_square_scaled(values.reshape(len(values), -1))
+    scaled = root_mean_square_scaled(values.reshape(len(values), math.prod(values.shape[1:])))
     observed, total = np.abs(scaled.sum(0)), 0
     count = np.zeros(observed.shape, np.int64)
     for flipped in flip_batches(scaled, resamples=resamples, rng=rng):
@@ -220,7 +220,7 @@ def flip_batches(scaled: Array, *, resamples: int, rng: np.random.Generator) -> 
     """|Σ| of each column under joint sign flips of whole documents: batches (b, C), the unflipped data among them.
 
     scaled (D, C) of `root_mean_square_scaled`. Up to EXACT_DOCUMENTS all patterns are visited (half of them: the
-    other half are mirror images), else `resamples` random ones beside the data themselves. So p is count / total, never 0.
+    rest are mirror images), else `resamples` random ones beside the data themselves. So p = count / total is never 0.
     A matrix product in place of scipy.stats.permutation_test, which gathers index arrays: equal p, 25 times faster.
     """
     documents = len(scaled)
@@ -267,11 +267,12 @@ def bootstrap_t_interval(
 
     values (D, C) document means → low (C,), high (C,). The upper and the lower tail have their own critical value
     (max t* and max −t* over columns), so skewed data get a skewed interval. A column whose own t* has no finite
-    limit (fewer than 4 documents, or nearly all of them equal) is NaN and takes no part in the maximum; a constant
-    column is a point; one document is NaN unless it is 0.
+    limit (fewer than 4 documents, or nearly all of them equal) is NaN and takes no part in the maximum; should the
+    rest still have none together, all are NaN. A constant column is a point; one document is NaN unless it is 0.
     Reference: Efron & Tibshirani 1993, chapter 12.
     """
     values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values).all(1)]
     moments, tail = Moments.of(values), (1 + level) / 2
     error = standard_error(moments)
     low, high = np.where(error == 0, moments.mean, np.nan), np.where(error == 0, moments.mean, np.nan)

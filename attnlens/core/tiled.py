@@ -17,6 +17,8 @@ from attnlens.core.scores import HIDDEN, Box, Scores, distances
 
 # Elements of a logit tile: small enough for the cache of one core, large enough for few calls.
 TILE = 1 << 19
+# Below this a float32 mass has lost digits.
+WEAK = 1e-30
 # Queries of a tile. Under a causal mask a lower block wastes less above the diagonal.
 ROWS, CAUSAL_ROWS = 128, 64
 
@@ -196,20 +198,35 @@ def _share(tile: _Tile) -> Tensor:
 
 
 def _log_odds(tile: _Tile) -> Tensor:
-    """Log-mean-exp difference of the logits of each indicator column and of the rest of the content."""
+    """Log-mean-exp difference of each indicator column and the rest of the content, from the content softmax.
+
+    Where a side is so weak that float32 loses it, its logits are summed in log space instead.
+    """
+    _, weights, _ = tile.content
     columns, content = needed_columns(tile.groups)
     assert tile.indicators is not None
+    inside = columns * content[..., None]
     sides = []
-    for side in (columns, content[..., None] - columns):
-        inside = (
-            (side > 0)[:, None, None] if tile.visible is None else (side > 0)[:, None, None] & tile.visible[..., None]
-        )
-        count = inside.sum(-2, dtype=tile.logits.dtype)
-        logs = [
-            tile.logits.masked_fill(~inside[..., column], HIDDEN).logsumexp(-1) for column in range(inside.shape[-1])
-        ]
-        sides.append(torch.where(count > 0, torch.stack(logs, -1) - count.log(), torch.nan))
+    for side in (inside, content[..., None] - inside):
+        mass = (weights.flatten(1, 2) @ side).view(*weights.shape[:3], -1)
+        if tile.visible is None:
+            count = side.sum(1)[:, None, None]
+        else:
+            count = tile.visible.to(side.dtype) @ side[:, None]
+        weak = (mass < WEAK) & (count > 0) & tile.indicators[:, None, None]
+        logs = mass.log()
+        if torch.compiler.is_compiling() or bool(weak.any()):
+            logs = torch.where(weak, _log_sums(tile, side), logs)
+        sides.append(torch.where(count > 0, logs - count.log(), torch.nan))
     return torch.where(tile.indicators[:, None, None], sides[0] - sides[1], torch.nan)
+
+
+def _log_sums(tile: _Tile, side: Tensor) -> Tensor:
+    """log Σ_side p (b, h, q, G) of the content softmax in log space: a pass over the tile for each column."""
+    logits, weights, _ = tile.content
+    hidden = side == 0
+    sums = [logits.masked_fill(hidden[:, None, None, :, g], HIDDEN).logsumexp(-1) for g in range(side.shape[2])]
+    return torch.stack(sums, -1) + weights.amax(-1, keepdim=True).log()
 
 
 # Definitions, units and sources stand in rows.py. `received` needs all tiles: see _Keeper.

@@ -1,0 +1,253 @@
+"""Base against tuned on one corpus: measure, test, answer."""
+
+import copy
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import xarray as xr
+
+from attnlens.analysis import evidence
+from attnlens.analysis.inference import infer
+from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, measure
+from attnlens.analysis.passages import choose_passages
+from attnlens.analysis.prepare import Prepared, choose_salience, prepare, row_selector, unknown_share
+from attnlens.analysis.results import Answer, Comparison
+from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.tape import Site
+from attnlens.checkpoints.tensors import pair
+from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
+from attnlens.core.weights import weight_change
+from attnlens.text.corpus import Corpus
+
+SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
+MOST_UNKNOWN = 0.10
+CHANGE = ("delta_norm", "base_norm", "relative", "entries", "identical")
+VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How a comparison is made.
+
+    limit, max_length: texts (spread over documents) and tokens a text. rows: `cls`, `last` or `content`; default by the
+    tuned model's head. sesoi: smallest change of interest, as a share of the attention on content in one layer.
+    background: the training split, on which keyness counts. passages: texts kept for the eye; 0 keeps none.
+    parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
+    """
+
+    limit: int | None = 200
+    max_length: int = 512
+    batch_size: int = 16
+    rows: str | None = None
+    seed: int = 0
+    sesoi: float = 0.02
+    background: Corpus | None = None
+    passages: int = 8
+    parts: Path | None = None
+    probe: bool = False
+    progress: Progress | None = field(default=None, compare=False)
+
+
+def compare(
+    base: Checkpoint,
+    tuned: Checkpoint | Sequence[Checkpoint],
+    *,
+    corpus: Corpus,
+    salience: Sequence[str] | None = None,
+    options: CompareOptions | None = None,
+) -> Comparison:
+    """What tuning did to attention and layers of `base`, on `corpus`.
+
+    tuned: one or several models of the same backbone. salience: definitions of attnlens.salience, the headline first;
+    None chooses (spans, else keyness, else TextRank); () asks no focus question.
+    Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
+    """
+    options = CompareOptions() if options is None else options
+    models = [base, *([tuned] if isinstance(tuned, Checkpoint) else tuned)]
+    names = _check(models)
+    texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
+    salience = tuple(salience) if salience is not None else () if options.probe else choose_salience(texts)
+    prepared = prepare(
+        texts,
+        models,
+        salience=salience,
+        background=options.background,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    unknown = unknown_share(prepared, base)
+    if unknown > MOST_UNKNOWN:
+        raise CorpusError(
+            f"{unknown:.0%} of the tokens of {corpus.name} are unknown to the tokenizer: the texts do not fit the model"
+        )
+    selector = options.rows or row_selector(models[1].model)
+    measuring = MeasureOptions(selector, options.batch_size, options.parts, options.progress)
+    floor = _rounded(models)
+    arrays, sites = measure([*models, *floor], prepared, measuring)
+    data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
+    weights = pd.concat([_weights(base, model, name) for name, model in zip(names[1:], models[1:], strict=True)])
+    tests = infer(data, sesoi=options.sesoi, seed=options.seed)
+    answers = _answers(data, tests, weights, options, len(texts))
+    passages = choose_passages(models, prepared, tests, measuring, options.passages, options.seed)
+    provenance = _provenance(models, names, texts, prepared, options) | {
+        "rows": selector,
+        "rounding": rounding,
+        "warnings": _warnings(corpus, texts, prepared, options),
+    }
+    return Comparison(data, weights.reset_index(drop=True), tests, answers, passages, provenance)
+
+
+def _check(models: Sequence[Checkpoint]) -> list[str]:
+    """Distinct names of the models, which must share one backbone."""
+    if len(models) < 2:
+        raise IncompatibleCheckpoints("a comparison needs a base and at least one tuned checkpoint")
+    base = models[0]
+    for other in models[1:]:
+        for key in ("model_type", *SHAPE):
+            left, right = (getattr(model.model.config, key, None) for model in (base, other))
+            if left != right:
+                raise IncompatibleCheckpoints(
+                    "base and tuned must share the backbone: "
+                    f"{key} is {left} in {base.name} and {right} in {other.name}"
+                )
+    names: list[str] = []
+    for model in models:
+        name, number = model.name, 2
+        while name in names:
+            name, number = f"{model.name} ({number})", number + 1
+        names.append(name)
+    return names
+
+
+def _rounded(models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The base cast to the narrowest stored dtype and back: what rounding alone does (DESIGN 9)."""
+    narrowest = min((model.model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).bits)
+    if narrowest == torch.float32:
+        return []
+    rounded = copy.deepcopy(models[0].model).to(narrowest).to(models[0].model.dtype)
+    return [Checkpoint(rounded, models[0].tokenizer, f"rounding to {narrowest}".replace("torch.", ""), {})]
+
+
+def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Dataset, dict[str, Any] | None]:
+    """The dataset without the rounded base, and what rounding did, largest over layers."""
+    if not floor:
+        return data, None
+    shift = abs((data.isel(model=-1) - data.isel(model=0)).mean("head").mean("example"))
+    sizes = {name: float(shift[name].max()) for name in ("focus", "entropy", "entropy_content") if name in shift}
+    return data.isel(model=slice(0, -1)), {"model": floor[0].name, **sizes}
+
+
+def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[Site]) -> xr.Dataset:
+    """Arrays with their labels."""
+    dims = ("model", "example", "layer", "head", "salience")
+    salience = {"salience": list(prepared.salience)} if prepared.salience else {}
+    examples = prepared.examples
+    return xr.Dataset(
+        {name: (dims[: values.ndim], values) for name, values in arrays.items()},
+        coords={
+            "model": names,
+            "id": ("example", [example.id for example in examples]),
+            "document": ("example", [example.document for example in examples]),
+            "label": ("example", [example.label or "" for example in examples]),
+            "tokens": ("example", [len(encoded.ids) for encoded in prepared.encodings]),
+            "stack": ("layer", [site.stack for site in sites]),
+            "kind": ("layer", [site.kind for site in sites]),
+            "number": ("layer", [site.number for site in sites]),
+            **salience,
+        },
+    )
+
+
+def _weights(base: Checkpoint, tuned: Checkpoint, name: str) -> pd.DataFrame:
+    """Change of every matrix of the backbone, one row each."""
+    pairing = pair(base.model.state_dict(), tuned.model.state_dict(), (base.model.base_model_prefix,))
+    rows = []
+    for matrix in pairing.pairs:
+        change = weight_change(matrix.base, matrix.tuned)
+        kind = "head" if matrix.module == "head" else "backbone"
+        place = {"model": name, "matrix": matrix.matrix, "module": matrix.module, "layer": matrix.layer, "kind": kind}
+        rows.append(place | {fact: getattr(change, fact) for fact in CHANGE})
+    return pd.DataFrame(rows)
+
+
+def weight_changes(base: Checkpoint, tuned: Checkpoint) -> pd.DataFrame:
+    """Relative change of every matrix, float64: columns model, matrix, module, layer, kind, delta_norm, … (METRICS 5)."""
+    return _weights(base, tuned, tuned.name)
+
+
+def _answers(
+    data: xr.Dataset, tests: pd.DataFrame, weights: pd.DataFrame, options: CompareOptions, texts: int
+) -> dict[str, dict[str, Answer]]:
+    answers = {}
+    for model in (str(name) for name in data["model"].values[1:]):
+        if "focus" not in data:
+            answers[model] = {"": evidence.not_asked(texts, options.probe)}
+            continue
+        changed = weights[(weights["model"] == model) & (weights["kind"] == "backbone")]
+        same = bool((changed["entries"] == changed["identical"]).all())
+        answers[model] = {}
+        for salience in (str(name) for name in data["salience"].values):
+            rows = tests[(tests["model"] == model) & (tests["salience"] == salience) & (tests["family"] == "profile")]
+            answers[model][salience] = evidence.decide(
+                rows, data, model=model, salience=salience, sesoi=options.sesoi, same_weights=same
+            )
+    return answers
+
+
+def _warnings(corpus: Corpus, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:
+    """What page one must say about the data."""
+    found = []
+    if not corpus.has_documents:
+        found.append("The data has no `document` column: texts are treated as independent of each other.")
+    documents = len({example.document for example in texts})
+    if documents < 10:
+        found.append(f"Only {documents} documents: intervals rest on few units and are wide or unreliable.")
+    cut = sum(len(encoded.ids) >= options.max_length for encoded in prepared.encodings)
+    if cut:
+        found.append(f"{cut} of {len(texts)} texts were cut at {options.max_length} tokens.")
+    for name, facts in prepared.facts.items():
+        if facts["match_rate"] < 0.5:
+            found.append(
+                f"Only {facts['match_rate']:.0%} of the words marked by {name} have a matched ordinary word nearby: "
+                "the net change rests on those."
+            )
+        if facts["texts_without_salient_word"]:
+            found.append(f"{facts['texts_without_salient_word']:.0f} texts have no word marked by {name}.")
+        if facts["salient_words_cut"]:
+            found.append(f"{facts['salient_words_cut']:.0f} words marked by {name} lie beyond the cut.")
+    return found
+
+
+def _provenance(
+    models: Sequence[Checkpoint], names: list[str], texts: Corpus, prepared: Prepared, options: CompareOptions
+) -> dict[str, Any]:
+    """Where the numbers come from; no home directory, host or user in it."""
+    return {
+        "models": [{"name": name, **model.provenance} for name, model in zip(names, models, strict=True)],
+        "data": {
+            "name": texts.name,
+            "sha256": texts.checksum,
+            "texts": len(texts),
+            "documents": len({example.document for example in texts}),
+            "background": None if options.background is None else options.background.checksum,
+        },
+        "salience": prepared.facts,
+        "options": {
+            name: getattr(options, name) for name in ("limit", "max_length", "batch_size", "seed", "sesoi", "probe")
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "device": str(models[0].model.device.type),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def slug(name: str) -> str:
+    """A name that can be a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"

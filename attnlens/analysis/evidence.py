@@ -1,0 +1,145 @@
+"""The answer and its evidence ladder (METRICS 6.8): a verdict in plain words; five rungs, yes, no or not tested."""
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from attnlens.analysis.results import Answer, Rung
+from attnlens.core.resampling import document_means
+
+ALPHA = 0.05
+QUESTIONS = (
+    "Is it beyond the sampling of texts?",
+    "Is it large enough to matter?",
+    "Is it more than the same training on shuffled labels does?",
+    "Does it repeat over training seeds?",
+    "Do the outputs rely on these words?",
+)
+
+
+def decide(
+    profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, sesoi: float, same_weights: bool
+) -> Answer:
+    """Answer for one tuned model under one salience definition.
+
+    profile: the rows of family "profile", layers in order. "yes" iff some lower simultaneous bound > SESOI; "away" iff
+    some upper bound < −SESOI and none is yes; "no" iff all layers are equivalent to 0 at the SESOI; "identical" iff the
+    models are; else "unclear".
+    """
+    low, high, estimate = (profile[name].to_numpy() for name in ("low", "high", "estimate"))
+    toward, away = np.flatnonzero(low > sesoi), np.flatnonzero(high < -sesoi)
+    shift = data.sel(model=model) - data.isel(model=0)
+    same = all(bool((shift[name].fillna(0) == 0).all()) for name in ("entropy", "focus"))
+    if same and same_weights:
+        verdict, layers = "identical", np.array([], dtype=int)
+    elif len(toward):
+        verdict, layers = "yes", toward[np.argsort(-estimate[toward])]
+    elif len(away):
+        verdict, layers = "away", away[np.argsort(estimate[away])]
+    elif (profile["p_equivalence"] < ALPHA).all():
+        verdict, layers = "no", np.array([], dtype=int)
+    else:
+        verdict, layers = "unclear", np.array([], dtype=int)
+    known = np.nan_to_num(np.abs(estimate))
+    shown = int(layers[0]) if len(layers) else int(known.argmax())
+    headline = _headline(profile, data, model=model, salience=salience, layer=shown)
+    layers_shown = tuple(int(layer) for layer in layers)
+    sentence = _sentence(verdict, layers_shown, headline, sesoi)
+    rungs = _rungs(verdict, profile.iloc[shown], headline, sesoi)
+    return Answer(verdict, sentence, layers_shown, headline, rungs)
+
+
+def not_asked(texts: int, own_text: bool) -> Answer:
+    """The answer where no word was marked: entropy, divergence and weights only."""
+    reason = (
+        f"Measured on {texts} general English sentences written for this tool; this says nothing about your task. "
+        "Add --data FILE."
+        if own_text
+        else "No salience was asked for, so there is no focus answer."
+    )
+    return Answer("not asked", reason)
+
+
+def _headline(profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, layer: int) -> dict[str, float]:
+    """Numbers of the first screen, in units of 100 of the attention on content, at one layer."""
+    share = data["share"].sel(salience=salience).isel(layer=layer).mean("head")
+    both = document_means(share.sel(model=[data["model"].values[0], model]).values.T, data["document"].values)
+    before, after = 100 * np.nanmean(both, 0)
+    row = profile.iloc[layer]
+    return {
+        "layer": layer + 1,
+        "share_base": float(before),
+        "share_tuned": float(after),
+        "estimate": 100 * float(row["estimate"]),
+        "low": 100 * float(row["low"]),
+        "high": 100 * float(row["high"]),
+        "p_adjusted": float(row["p_adjusted"]),
+        "documents": int(row["n"]),
+        "texts": int(share.notnull().any("model").sum()),
+    }
+
+
+def layer_names(layers: tuple[int, ...]) -> str:
+    """Such as "layer 6" or "layers 3, 5 and 6": for readers, layers count from 1."""
+    names = [str(layer + 1) for layer in sorted(layers)]
+    if len(names) == 1:
+        return f"layer {names[0]}"
+    return f"layers {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
+    """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
+    if verdict == "identical":
+        return "Identical. The two checkpoints give exactly the same attention on every text."
+    counts = (
+        f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to the "
+        f"marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
+        f"{headline['estimate']:+.1f} (95 % {headline['low']:+.1f} … {headline['high']:+.1f}; "
+        f"{headline['documents']:.0f} documents)."
+    )
+    more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
+    opening = {
+        "yes": f"Yes, on these texts, mainly in {layer_names(layers[:1])}{more}." if layers else "",
+        "away": f"No: away from the marked words, mainly in {layer_names(layers[:1])}{more}." if layers else "",
+        "no": f"No. In every layer the net change is smaller than {100 * sesoi:.0f} of 100 units.",
+        "unclear": "Unclear: these texts can neither show a change that matters nor rule it out.",
+    }[verdict]
+    return f"{opening} {counts}"
+
+
+def _rungs(verdict: str, row: pd.Series, headline: dict[str, float], sesoi: float) -> tuple[Rung, ...]:
+    """Two checkpoints and no further runs can reach rungs 1 and 2; the rest says what would test it."""
+    if verdict == "identical":
+        return tuple(Rung(i + 1, question, "not applicable", "") for i, question in enumerate(QUESTIONS))
+    interval = f"{headline['low']:+.1f} … {headline['high']:+.1f} of 100"
+    excludes = bool(row["low"] > 0 or row["high"] < 0)
+    beyond = excludes and row["p_adjusted"] < ALPHA
+    large = bool(row["low"] > sesoi or row["high"] < -sesoi)
+    detail = f"Layer {headline['layer']:.0f}: simultaneous 95 % interval {interval}"
+    return (
+        Rung(
+            1, QUESTIONS[0], "yes" if beyond else "no", f"{detail}, sign-flip p = {row['p_adjusted']:.2g} over layers."
+        ),
+        Rung(
+            2,
+            QUESTIONS[1],
+            "yes" if large else "no",
+            f"The interval {'clears' if large else 'does not clear'} "
+            f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter.",
+        ),
+        Rung(
+            3,
+            QUESTIONS[2],
+            "not tested",
+            "Needs the same training on shuffled labels.",
+            "attnlens finetune BASE --data SHUFFLED --seed SAME -o TWIN && attnlens report BASE TUNED TWIN",
+        ),
+        Rung(
+            4,
+            QUESTIONS[3],
+            "not tested",
+            "Needs at least six runs that differ in the seed alone.",
+            "attnlens finetune BASE --data TRAIN --seed 1 -o SEED1 (to 6), then report each",
+        ),
+        Rung(5, QUESTIONS[4], "not tested", "Attention alone cannot show it; it takes an intervention on these words."),
+    )

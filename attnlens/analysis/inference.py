@@ -1,0 +1,100 @@
+"""Level A inference (METRICS 6): the unit is the document; layers in one family, heads in another."""
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from attnlens.core.bands import equivalence, max_t, simultaneous_band
+from attnlens.core.multiplicity import benjamini_hochberg
+from attnlens.core.resampling import column_tests, document_means, estimate_mean
+
+COLUMNS = ("model salience family layer head estimate low high p p_adjusted p_equivalence effect_size n level").split()
+
+
+def infer(data: xr.Dataset, *, sesoi: float, seed: int) -> pd.DataFrame:
+    """Every test of a comparison, one row each (columns: COLUMNS; layer and head count from 0, −1 means all).
+
+    Families: "profile", D_l by layer with its simultaneous band and max-T p (METRICS 3.4, 6.4); "total", Σ D_l with
+    BCa; "entropy layer", change of content entropy by layer; "focus head" and "entropy head", t intervals with BH.
+    """
+    tables = []
+    documents = data["document"].values
+    for model in data["model"].values[1:]:
+        shift = data.sel(model=model) - data.isel(model=0)
+        entropy = shift["entropy_content"]
+        frames = {
+            "": [
+                _layers("entropy layer", _over_heads(entropy), documents, sesoi=np.nan, seed=seed),
+                _heads("entropy head", entropy.values, documents, seed=seed),
+            ]
+        }
+        for name in data["salience"].values if "focus" in data else ():
+            focus = shift["focus"].sel(salience=name)
+            profile = _over_heads(focus)
+            frames[str(name)] = [
+                _layers("profile", profile, documents, sesoi=sesoi, seed=seed),
+                _total(profile, documents, seed=seed),
+                _heads("focus head", focus.values, documents, seed=seed),
+            ]
+        tables += [frame.assign(model=str(model), salience=name) for name, some in frames.items() for frame in some]
+    return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _over_heads(values: xr.DataArray) -> np.ndarray:
+    """(N, L): mean over the heads that have data."""
+    return values.mean("head", skipna=True).values
+
+
+def _layers(family: str, values: np.ndarray, documents: np.ndarray, *, sesoi: float, seed: int) -> pd.DataFrame:
+    """One row a layer: simultaneous band, joint sign flips, equivalence to nothing."""
+    means = document_means(values, documents)
+    band = simultaneous_band(means, rng=np.random.default_rng(seed))
+    flips = max_t(means, rng=np.random.default_rng(seed))
+    single = column_tests(means, rng=np.random.default_rng(seed))
+    return pd.DataFrame(
+        {
+            "family": family,
+            "layer": np.arange(means.shape[1]),
+            "head": -1,
+            "estimate": band.estimate,
+            "low": band.low,
+            "high": band.high,
+            "p": flips.p,
+            "p_adjusted": flips.p_adjusted,
+            "p_equivalence": np.nan if np.isnan(sesoi) else equivalence(means, sesoi),
+            "effect_size": single.effect_size,
+            "n": band.n,
+            "level": band.level,
+        }
+    )
+
+
+def _total(profile: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """Σ_l D_l over all layers, with BCa."""
+    result = estimate_mean(document_means(profile.sum(1), documents), rng=np.random.default_rng(seed))
+    row = {"family": "total", "layer": -1, "head": -1, "p_adjusted": result.p, "p_equivalence": np.nan}
+    fields = ("estimate", "low", "high", "p", "effect_size", "n", "level")
+    return pd.DataFrame([row | {name: getattr(result, name) for name in fields}])
+
+
+def _heads(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """One row a head: exploratory, false discovery rate over all heads."""
+    means = document_means(values, documents)
+    result = column_tests(means, rng=np.random.default_rng(seed))
+    layer, head = np.indices(means.shape[1:])
+    return pd.DataFrame(
+        {
+            "family": family,
+            "layer": layer.ravel(),
+            "head": head.ravel(),
+            "estimate": result.estimate.ravel(),
+            "low": result.low.ravel(),
+            "high": result.high.ravel(),
+            "p": result.p.ravel(),
+            "p_adjusted": benjamini_hochberg(result.p).ravel(),
+            "p_equivalence": np.nan,
+            "effect_size": result.effect_size.ravel(),
+            "n": result.n.ravel(),
+            "level": result.level,
+        }
+    )

@@ -1,0 +1,191 @@
+"""Everything about the texts before a model runs: tokens, salient words, their controls, groups and rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnlens.checkpoints.load import Checkpoint
+from attnlens.core.errors import CorpusError, IncompatibleCheckpoints, UnknownName
+from attnlens.salience import mark_words
+from attnlens.salience.controls import Control, match_rate, matched_controls
+from attnlens.text.align import Encoded, encode, pieces, token_weights, words
+from attnlens.text.corpus import Corpus, Example
+
+SELECTORS = {
+    "cls": "the first token, which the classifier reads",
+    "last": "the last token, which the classifier reads",
+    "content": "every token that is not special",
+}
+# Of each salience definition three columns are measured: all marked words, those with a control, and the controls.
+PER_DEFINITION = 3
+# Above this share of tokens, spans are whole passages; the headline then asks for the key words inside them.
+LONG_SPANS = 0.20
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Tokenised texts with their group columns.
+
+    columns: for each text (T, 1 + 3·S) float32: content, then marked, matched and control words of each definition.
+    marks: for each definition, for each text, (W,) bool. facts: per definition, what was marked and matched.
+    """
+
+    examples: tuple[Example, ...]
+    encodings: tuple[Encoded, ...]
+    columns: tuple[np.ndarray, ...]
+    marks: dict[str, list[np.ndarray]]
+    facts: dict[str, dict[str, float]]
+
+    @property
+    def salience(self) -> tuple[str, ...]:
+        """Names of the definitions, the headline first."""
+        return tuple(self.marks)
+
+
+def choose_salience(corpus: Corpus) -> tuple[str, ...]:
+    """The default: the spans of the data, else keyness where there are labels, else TextRank; the headline first.
+
+    Spans that cover more than 20 % of the words stand second, behind the key words inside them (METRICS 2).
+    """
+    labels = len(corpus.labels) > 1
+    if any(example.spans for example in corpus):
+        marks = mark_words("spans", corpus, None)
+        share = np.concatenate(marks).mean()
+        return ("spans_keyness", "spans") if share > LONG_SPANS and labels else ("spans",)
+    return ("keyness",) if labels else ("textrank",)
+
+
+def prepare(
+    corpus: Corpus,
+    models: Sequence[Checkpoint],
+    *,
+    salience: tuple[str, ...],
+    background: Corpus | None,
+    max_length: int,
+    seed: int,
+) -> Prepared:
+    """Tokenise `corpus` for all models at once, mark salient words and draw their controls.
+
+    Raises IncompatibleCheckpoints where the tokenizers disagree on any text, CorpusError where no text has a salient
+    word within `max_length` tokens.
+    """
+    encodings = tuple(encode(models[0].tokenizer, example.text, max_length) for example in corpus)
+    for other in models[1:]:
+        if other.tokenizer is not models[0].tokenizer:
+            _check_same_ids(corpus, encodings, models[0], other, max_length)
+    decoder = models[0].model.config.is_decoder or _is_causal(models[0])
+    sinks = [_sinks(encoded, decoder) for encoded in encodings]
+    counts = [pieces(encoded, len(words(example.text))) for example, encoded in zip(corpus, encodings, strict=True)]
+    columns = [[(~sink).astype(np.float32)] for sink in sinks]
+    marks, facts = {}, {}
+    for name in salience:
+        marks[name] = mark_words(name, corpus, background)
+        controls = matched_controls(corpus, marks[name], counts, np.random.default_rng(seed))
+        visible = [mark & (count > 0) for mark, count in zip(marks[name], counts, strict=True)]
+        for i, encoded in enumerate(encodings):
+            for weights in (visible[i], controls[i].matched, controls[i].weights):
+                columns[i].append(token_weights(encoded, weights.astype(np.float32)).astype(np.float32) * ~sinks[i])
+        facts[name] = _facts(marks[name], visible, controls)
+        if not facts[name]["texts_with_salient_word"]:
+            raise CorpusError(
+                f"{corpus.name}: no text has a salient word by {name!r} within {max_length} tokens; "
+                "try another --salience or a larger --max-length"
+            )
+    return Prepared(corpus.examples, encodings, tuple(np.stack(c, -1) for c in columns), marks, facts)
+
+
+def _facts(marks: list[np.ndarray], visible: list[np.ndarray], controls: list[Control]) -> dict[str, float]:
+    """Counts that page one and the tables need: how much is marked, cut off, matched."""
+    total = sum(len(mark) for mark in marks)
+    salient = sum(int(mark.sum()) for mark in marks)
+    seen = sum(int(mark.sum()) for mark in visible)
+    return {
+        "marked_share": salient / max(total, 1),
+        "texts_with_salient_word": float(sum(bool(mark.any()) for mark in visible)),
+        "texts_without_salient_word": float(sum(not mark.any() for mark in visible)),
+        "salient_words_cut": float(salient - seen),
+        "match_rate": match_rate(controls),
+    }
+
+
+def _sinks(encoded: Encoded, decoder: bool) -> np.ndarray:
+    """Tokens that are no content: specials, and position 0 of a decoder, whatever stands there (METRICS 4)."""
+    sink = encoded.special.copy()
+    if decoder and len(sink):
+        sink[0] = True
+    return sink
+
+
+def _is_causal(checkpoint: Checkpoint) -> bool:
+    return any(getattr(module, "is_causal", False) for module in checkpoint.model.modules())
+
+
+def _check_same_ids(
+    corpus: Corpus, encodings: Sequence[Encoded], base: Checkpoint, tuned: Checkpoint, max_length: int
+) -> None:
+    for example, encoded in zip(corpus, encodings, strict=True):
+        other = encode(tuned.tokenizer, example.text, max_length)
+        if not np.array_equal(encoded.ids, other.ids):
+            raise IncompatibleCheckpoints(
+                f"{base.name} and {tuned.name} tokenise text {example.id!r} differently: "
+                "base and tuned must give the same token ids"
+            )
+
+
+def unknown_share(prepared: Prepared, checkpoint: Checkpoint) -> float:
+    """Share of content tokens the tokenizer does not know."""
+    unknown = checkpoint.tokenizer.unk_token_id
+    ids = np.concatenate([encoded.ids[~encoded.special] for encoded in prepared.encodings])
+    return float((ids == unknown).mean()) if unknown is not None and len(ids) else 0.0
+
+
+def row_selector(model: Any) -> str:
+    """Which rows the task reads: `cls` or `last` for a classifier, else `content` (METRICS 1)."""
+    if "ForSequenceClassification" not in type(model).__name__:
+        return "content"
+    if getattr(model.config, "classifier_pooling", "cls") == "mean":
+        return "content"
+    return "last" if any(getattr(module, "is_causal", False) for module in model.modules()) else "cls"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some texts padded on the right: ids and mask (B, T), group columns (B, T, G), row weights (B, T)."""
+
+    indices: np.ndarray
+    ids: Tensor
+    mask: Tensor
+    columns: Tensor
+    rows: Tensor
+
+
+def plan(prepared: Prepared, batch_size: int) -> list[np.ndarray]:
+    """Batches of example indices, texts of like length together; the same plan for the same corpus."""
+    lengths = [len(encoded.ids) for encoded in prepared.encodings]
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def assemble(prepared: Prepared, indices: np.ndarray, *, selector: str, checkpoint: Checkpoint) -> Batch:
+    """One padded batch on the device of the model."""
+    if selector not in SELECTORS:
+        raise UnknownName.among("row selector", selector, SELECTORS)
+    padding = checkpoint.tokenizer.pad_token_id or 0
+    longest = max(len(prepared.encodings[i].ids) for i in indices)
+    ids = np.full((len(indices), longest), padding)
+    mask = np.zeros((len(indices), longest), dtype=np.int64)
+    rows = np.zeros((len(indices), longest), dtype=np.float32)
+    columns = np.zeros((len(indices), longest, prepared.columns[0].shape[1]), dtype=np.float32)
+    for row, index in enumerate(indices):
+        encoded = prepared.encodings[index]
+        length = len(encoded.ids)
+        ids[row, :length], mask[row, :length] = encoded.ids, 1
+        columns[row, :length] = prepared.columns[index]
+        chosen = {"cls": slice(0, 1), "last": slice(length - 1, length), "content": slice(0, length)}[selector]
+        rows[row, chosen] = ~encoded.special[chosen] if selector == "content" else 1
+    tensors = (torch.from_numpy(array).to(checkpoint.model.device) for array in (ids, mask, columns, rows))
+    return Batch(indices, *tensors)
