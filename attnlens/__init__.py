@@ -10,9 +10,25 @@ __version__ = version("attnlens")
 
 _HOMES = {
     "AttnlensError": "core.errors",
+    "STATISTICS": "core.rows",
+    "Checkpoint": "checkpoints.load",
+    "load": "checkpoints.load",
+    "record": "checkpoints.record",
+    "attention_maps": "checkpoints.record",
+    "Corpus": "text.corpus",
+    "Example": "text.corpus",
+    "Span": "text.corpus",
     "read_corpus": "text.corpus",
+    "TrainOptions": "training.options",
     "finetune": "training.train",
-    "TrainOptions": "training.train",
+    "CompareOptions": "analysis.compare",
+    "Comparison": "analysis.results",
+    "compare": "analysis.compare",
+    "open_comparison": "analysis.results",
+    "weight_changes": "analysis.compare",
+    "ReportOptions": "show.run",
+    "report": "show.report",
+    "run_report": "show.run",
 }
 
 __all__ = [*_HOMES]

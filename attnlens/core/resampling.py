@@ -239,8 +239,8 @@ def flip_batches(scaled: Array, *, resamples: int, rng: np.random.Generator) -> 
 def bootstrap_t(values: Array, *, resamples: int, rng: np.random.Generator) -> Array:
     """Studentised bootstrap draws t* = (mean* − mean) / se*, columns resampled jointly: (D, C) → (resamples, C).
 
-    Draws without spread are ±inf, draws with fewer than two known documents are NaN. All draws of a constant
-    column are 0. Counts are drawn without looking at the data, so −values gives −t* exactly.
+    Draws without spread are ±inf (0 at the mean itself), draws with fewer than two known documents NaN. Counts
+    are drawn without looking at the data, so −values gives −t* exactly.
     """
     known = ~np.isnan(values)
     deviations = np.where(known, values - Moments.of(values).mean, 0.0)
@@ -256,7 +256,7 @@ def bootstrap_t(values: Array, *, resamples: int, rng: np.random.Generator) -> A
         spread = np.sqrt(np.where(variance > 1e-12 * square, variance, 0.0) / np.maximum(n - 1, 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(mean == 0, 0.0, mean / spread)
-        draws[start : start + size] = np.where((n < 2) & (square > 0), np.nan, t)
+        draws[start : start + size] = np.where(n < 2, np.nan, t)
     return draws
 
 

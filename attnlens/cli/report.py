@@ -1,0 +1,65 @@
+"""`attnlens report`: base against tuned, from checkpoints to a folder with page, figures and tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    checkpoints: Annotated[list[str], typer.Argument(help="BASE TUNED [TUNED …], or one TUNED that records its base.")],
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL or CSV with `text`; also label, spans, document, id.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the report.")] = None,
+    salience: Annotated[str | None, typer.Option(help="Which words count, comma-separated: spans,keyness,…")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most texts, spread over documents.")] = 200,
+    max_length: Annotated[int, typer.Option(min=3, help="Most tokens of a text.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 16,
+    rows: Annotated[str | None, typer.Option(help="Whose attention counts: cls, last or content.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and resampling.")] = 0,
+    text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
+    document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure what tuning did to attention and layers, test it, and write the report.
+
+    Example: attnlens report base.ckpt tuned.ckpt --data eval.jsonl
+    """
+    from attnlens.cli import terminal
+    from attnlens.show.run import ReportOptions, run_report
+    from attnlens.show.tables import summary
+
+    terminal.quiet()
+    columns = {"text": text_column, "label": label_column, "document": document_column}
+    with terminal.progress("Measuring") as (advance,):
+        options = ReportOptions(
+            data=data,
+            output=output,
+            salience=None if salience is None else tuple(name.strip() for name in salience.split(",")),
+            limit=limit,
+            max_length=max_length,
+            batch_size=batch_size,
+            rows=rows,
+            seed=seed,
+            text=not no_text,
+            columns={name: column for name, column in columns.items() if column is not None} or None,
+            device=device,
+            dtype=dtype,
+            force=force,
+            progress=advance,
+            announce=terminal.announce,
+        )
+        result = run_report(checkpoints, options)
+    if as_json:
+        terminal.print_json({**summary(result.comparison), "report": str(result.page)})
+        return
+    if result.was_complete:
+        terminal.announce(f"{result.directory} is already complete: nothing was measured again.")
+    terminal.print_answer(result.comparison)
+    terminal.stdout.print(f"Report: {result.page}", soft_wrap=True)

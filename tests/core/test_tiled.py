@@ -1,0 +1,212 @@
+"""The tiled statistics against the slow reference, the dense map, and the laws of softmax."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from attnlens.core import tiled
+from attnlens.core.errors import ShapeError
+from attnlens.core.rows import STATISTICS, Groups, dense_map, row_statistics
+from attnlens.core.scores import Scores
+from attnlens.core.tiled import Wanted, attend
+from tests.reference import Problem, statistics
+
+ALL = tuple(STATISTICS)
+B, H, Q, K, D = 2, 4, 11, 11, 6
+FLOOR = torch.finfo(torch.float64).min
+
+CASES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": 4},
+    "symmetric window": {"window": 3},
+    "softcap": {"softcap": 2.0},
+    "sinks": {"sinks": True},
+    "causal sinks": {"sinks": True, "causal": True},
+    "bias": {"bias": True},
+    "mask": {"mask": "bool"},
+    "float mask per head": {"mask": "float", "bias": True},
+    "everything": {"mask": "bool", "bias": True, "softcap": 3.0, "sinks": True},
+}
+
+
+def problem(options: dict, *, heads_kv: int = 2, seed: int = 0, spread: float = 2.0, queries: int = Q):
+    """The same attention for both sides: (Problem for the reference, tensors and Scores for attnlens)."""
+    rng = np.random.default_rng(seed)
+    q, k = rng.normal(size=(B, H, queries, D)) * spread, rng.normal(size=(B, heads_kv, K, D))
+    v = rng.normal(size=(B, heads_kv, K, 5))
+    sinks = rng.normal(size=H) if options.get("sinks") else None
+    bias = rng.normal(size=(1, H, queries, K)) if options.get("bias") else None
+    mask = add = given = None
+    if options.get("mask") == "bool":
+        mask = rng.random((B, 1, queries, K)) < 0.6
+        mask[0, 0, 2] = False  # a row that sees nothing
+        given = torch.tensor(mask)
+    elif options.get("mask") == "float":
+        mask = rng.random((B, H, queries, K)) < 0.6
+        edit = rng.normal(size=(B, H, queries, K))
+        given = torch.where(torch.tensor(mask), torch.tensor(edit), torch.tensor(FLOOR, dtype=torch.float64))
+        add = edit
+    if bias is not None:
+        add = bias if add is None else add + bias
+    groups = rng.integers(0, 3, (B, K))
+    valid = rng.random((B, queries)) < 0.8
+    common = {
+        "causal": options.get("causal", False),
+        "window": options.get("window"),
+        "softcap": options.get("softcap"),
+    }
+    slow = Problem(q, k, v, 0.4, mask=mask, add=add, sinks=sinks, groups=groups, queries=valid, **common)
+    tensors = [torch.tensor(array) for array in (q, k, v)]
+    scores = Scores(
+        0.4,
+        mask=given,
+        bias=None if bias is None else torch.tensor(bias),
+        sinks=None if sinks is None else torch.tensor(sinks),
+        **common,
+    )
+    return slow, tensors, scores, Wanted(ALL, Groups.of(torch.tensor(groups)), torch.tensor(valid))
+
+
+@pytest.mark.parametrize("size", [1 << 19, 150], ids=["one tile", "many tiles"])
+@pytest.mark.parametrize("case", CASES)
+def test_tiled_and_dense_equal_the_reference(case: str, size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "TILE", size)
+    monkeypatch.setattr(tiled, "ROWS", 4 if size == 150 else 128)  # 11 rows: not a multiple
+    monkeypatch.setattr(tiled, "CAUSAL_ROWS", 3 if size == 150 else 64)
+    slow, (q, k, v), scores, wanted = problem(CASES[case])
+    expected = statistics(slow)
+    output, got = attend(q, k, v, scores, wanted)
+    dense = row_statistics(dense_map(q, k, scores, groups=wanted.groups, queries=wanted.queries), ALL)
+    assert output is not None
+    np.testing.assert_allclose(output.numpy(), expected["output"], atol=1e-11)
+    for name in ALL:
+        np.testing.assert_allclose(got[name].numpy(), expected[name], atol=1e-11, rtol=1e-11, err_msg=f"tiled {name}")
+        np.testing.assert_allclose(dense[name].numpy(), expected[name], atol=1e-11, rtol=1e-11, err_msg=f"dense {name}")
+
+
+def test_fewer_queries_than_keys_stand_at_the_end():
+    slow, (q, k, v), scores, wanted = problem({"causal": True}, queries=4)
+    expected, (_, got) = statistics(slow), attend(q, k, v, scores, wanted)
+    np.testing.assert_allclose(got["distance"].numpy(), expected["distance"], atol=1e-11)
+
+
+@pytest.mark.parametrize("spread", [1, 16, 256])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_float32_error_is_bounded_by_the_spread_of_the_row(spread: float, offset: float):
+    """Within 8·eps·max|s − s̄| of float64, also for logits with a large common offset (METRICS 7.3, I-29)."""
+    rng = np.random.default_rng(3)
+    q, k = rng.normal(size=(1, 2, 32, 16)), rng.normal(size=(1, 2, 64, 16))
+    k = k * spread / 4
+    q[..., 0], k[..., 0] = 1.0, offset + rng.normal(size=k.shape[:-1]) * 0.0
+    q, k = torch.tensor(q).float(), torch.tensor(k).float()
+    names = ("entropy", "mass", "share", "log_odds", "entropy_content", "max_weight")
+    wanted = Wanted(names, Groups.of(torch.tensor(rng.integers(0, 3, (1, 64)))))
+    exact = attend(q.double(), k.double(), None, Scores(1.0), wanted)[1]
+    got = attend(q, k, None, Scores(1.0), wanted)[1]
+    logits = q.double() @ k.double().transpose(2, 3)
+    row = (logits - logits.mean(-1, keepdim=True)).abs().amax().item()
+    bound = 8 * torch.finfo(torch.float32).eps * max(row, 1.0)
+    for name in names:
+        assert torch.equal(got[name].isnan(), exact[name].isnan()), name
+        error = (got[name].double() - exact[name]).abs().nan_to_num().max().item()
+        assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"
+
+
+def test_log_odds_survives_masses_that_float32_cannot_hold():
+    """The weak side lies 400 nats below: its probability is 0 in float32, its log-odds is not −inf."""
+    q, k = torch.ones(1, 1, 1, 1), torch.tensor([0.0, 0.0, 400.0, 400.0]).view(1, 1, 4, 1)
+    wanted = Wanted(("log_odds",), Groups.of(torch.tensor([[1, 1, 0, 0]])))
+    assert attend(q, k, None, Scores(1.0), wanted)[1]["log_odds"][0, 0, 0, 1].item() == pytest.approx(-400.0, abs=1e-3)
+
+
+def test_keys_sorted_so_that_the_maximum_rises():
+    q = torch.ones(1, 1, 300, 1, dtype=torch.float64)
+    k = torch.linspace(0, 30, 300, dtype=torch.float64).view(1, 1, 300, 1)
+    got = attend(q, k, None, Scores(1.0, causal=True), Wanted(("entropy", "lse")))[1]
+    for i in (0, 1, 150, 299):
+        s = k[0, 0, : i + 1, 0]
+        p = s.softmax(0)
+        assert got["lse"][0, 0, i].item() == pytest.approx(s.logsumexp(0).item(), abs=1e-11)
+        assert got["entropy"][0, 0, i].item() == pytest.approx(torch.special.entr(p).sum().item(), abs=1e-11)
+
+
+def test_uniform_causal_mean_entropy():
+    """I-3: mean H = log(T!)/T."""
+    q = torch.zeros(1, 1, 50, 4, dtype=torch.float64)
+    got = attend(q, q, None, Scores(1.0, causal=True), Wanted(("entropy", "received")))[1]
+    assert got["entropy"].mean().item() == pytest.approx(math.lgamma(51) / 50, abs=1e-12)
+    assert (got["received"] - 1).abs().max() < 1e-12
+
+
+def test_planted_bonus_on_salient_logits_moves_log_odds_by_itself():
+    """I-15: β on every salient logit gives Δλ = β in every row; I-14: a sink edit leaves share and λ alone."""
+    _, (q, k, v), _, wanted = problem({})
+    groups = wanted.groups
+    assert groups is not None
+    plain = attend(q, k, v, Scores(0.4), wanted)[1]
+    bonus = 0.7 * groups.weights[..., 1].double()[:, None, None]
+    moved = attend(q, k, v, Scores(0.4, bias=bonus), wanted)[1]
+    shift = (moved["log_odds"] - plain["log_odds"])[..., 1]
+    assert (shift - 0.7).abs().nan_to_num().max() < 1e-12
+    sink = 2.0 * groups.weights[..., 2].double()[:, None, None]
+    drained = attend(q, k, v, Scores(0.4, bias=sink), wanted)[1]
+    for name in ("share", "log_odds", "entropy_content"):
+        torch.testing.assert_close(drained[name], plain[name], atol=1e-12, rtol=0, equal_nan=True)
+    assert (drained["mass"][..., 1] < plain["mass"][..., 1] + 1e-15).logical_or(plain["mass"][..., 1].isnan()).all()
+
+
+def test_heads_are_independent_and_permute():
+    _, (q, k, v), scores, wanted = problem({"causal": True}, heads_kv=4)
+    order = [2, 0, 3, 1]
+    straight = attend(q, k, v, scores, wanted)[1]
+    turned = attend(q[:, order], k[:, order], v[:, order], scores, wanted)[1]
+    for name in ALL:
+        torch.testing.assert_close(turned[name], straight[name][:, order], atol=1e-14, rtol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_input_is_reduced_in_float32(dtype: torch.dtype):
+    _, (q, k, v), scores, wanted = problem({"causal": True})
+    low = [tensor.to(dtype) for tensor in (q, k, v)]
+    output, got = attend(*low, scores, wanted)
+    exact = attend(*(tensor.double() for tensor in low), scores, wanted)[1]
+    assert output is not None and output.dtype == dtype
+    assert got["entropy"].dtype == torch.float32
+    torch.testing.assert_close(got["entropy"].double(), exact["entropy"], atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+def test_input_is_untouched():
+    _, tensors, scores, wanted = problem(CASES["everything"])
+    before = [tensor.clone() for tensor in tensors]
+    attend(*tensors, scores, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+def test_statistics_stay_within_the_registry_bounds():
+    _, (q, k, v), scores, wanted = problem({}, spread=30.0)
+    got = attend(q, k, v, scores, wanted)[1]
+    for name, record in STATISTICS.items():
+        values = got[name][~got[name].isnan()]
+        assert values.min() >= record.low - 1e-9, name
+        assert values.max() <= record.high(K) + 1e-9, name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda q, k: attend(q, k[:, :, :, :3], None, Scores(1.0), Wanted(("entropy",))), "must share B and D"),
+        (
+            lambda q, k: attend(q[:, :3], k, None, Scores(1.0), Wanted(("entropy",))),
+            "multiple of key heads; got 3 and 2",
+        ),
+        (lambda q, k: attend(q, k, None, Scores(1.0, mask=torch.ones(1, 1, 3, 3)), Wanted(())), "mask must broadcast"),
+        (lambda q, k: attend(q, k, None, Scores(1.0), Wanted(("share",))), "need groups"),
+    ],
+)
+def test_errors(call, message: str):
+    _, (q, k, _), _, _ = problem({})
+    with pytest.raises(ShapeError, match=message):
+        call(q, k)

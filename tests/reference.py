@@ -1,0 +1,126 @@
+"""Slow oracles in float64, written from the formulas and nothing else; this file never imports attnlens.
+
+One text, one head, one query at a time, in plain Python loops over visible keys.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Problem:
+    """One attention: q (B, H, Q, D), k (B, H_kv, K, D), v (B, H_kv, K, Dv) and what shapes its logits."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    scale: float = 1.0
+    mask: np.ndarray | None = None  # bool, True = visible, broadcast to (B, H, Q, K)
+    add: np.ndarray | None = None  # float, added after the softcap, broadcast to (B, H, Q, K)
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    sinks: np.ndarray | None = None
+    groups: np.ndarray | None = None  # (B, K) integers
+    queries: np.ndarray | None = None  # (B, Q) bool
+    results: dict = field(default_factory=dict)
+
+
+def row(problem: Problem, b: int, h: int, i: int) -> tuple[list[int], list[float], float | None]:
+    """Visible keys of one query, their logits, and the logit of the null key."""
+    q, k = problem.q.astype(np.float64), problem.k.astype(np.float64)
+    queries, keys = q.shape[2], k.shape[2]
+    kv = h // (q.shape[1] // k.shape[1])
+    position = i + keys - queries
+    shape = (q.shape[0], q.shape[1], queries, keys)
+    seen, logits = [], []
+    for j in range(keys):
+        if problem.causal and j > position:
+            continue
+        if problem.window is not None and abs(position - j) >= problem.window:
+            continue
+        if problem.mask is not None and not np.broadcast_to(problem.mask, shape)[b, h, i, j]:
+            continue
+        s = math.fsum(q[b, h, i, d] * k[b, kv, j, d] for d in range(q.shape[3])) * problem.scale
+        if problem.softcap is not None:
+            s = problem.softcap * math.tanh(s / problem.softcap)
+        if problem.add is not None:
+            s += float(np.broadcast_to(problem.add, shape)[b, h, i, j])
+        seen.append(j)
+        logits.append(s)
+    return seen, logits, None if problem.sinks is None else float(problem.sinks[h])
+
+
+def log_sum(values: list[float]) -> float:
+    """log Σ exp, shifted by the maximum."""
+    top = max(values)
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))
+
+
+def statistics(problem: Problem) -> dict[str, np.ndarray]:
+    """Every statistic of the registry, and the attention output, by definition."""
+    B, H, Q, _ = problem.q.shape
+    K = problem.k.shape[2]
+    names = ("entropy entropy_normalized effective_keys max_weight renyi2 lse distance entropy_content").split()
+    out = {name: np.full((B, H, Q), np.nan) for name in names}
+    G = 0 if problem.groups is None else max(3, int(problem.groups.max()) + 1)
+    out |= {name: np.full((B, H, Q, G), np.nan) for name in ("mass", "share", "log_odds")}
+    got, uniform = np.zeros((B, H, K)), np.zeros((B, H, K))
+    output = np.zeros((B, H, Q, problem.v.shape[3]))
+    for b in range(B):
+        for h in range(H):
+            for i in range(Q):
+                seen, logits, null = row(problem, b, h, i)
+                everything = logits if null is None else [*logits, null]
+                if not everything:
+                    continue
+                total = log_sum(everything)
+                p = [math.exp(s - total) for s in logits]
+                kv = h // (problem.q.shape[1] // problem.k.shape[1])
+                for j, weight in zip(seen, p, strict=True):
+                    output[b, h, i] += weight * problem.v[b, kv, j].astype(np.float64)
+                if problem.queries is not None and not problem.queries[b, i]:
+                    continue
+                n = len(everything)
+                outcomes = [math.exp(s - total) for s in everything]
+                entropy = math.fsum(-w * (s - total) for w, s in zip(outcomes, everything, strict=True))
+                out["entropy"][b, h, i] = entropy
+                out["entropy_normalized"][b, h, i] = entropy / math.log(n) if n > 1 else math.nan
+                out["effective_keys"][b, h, i] = math.exp(entropy)
+                out["max_weight"][b, h, i] = max(outcomes)
+                out["renyi2"][b, h, i] = -math.log(math.fsum(w * w for w in outcomes))
+                out["lse"][b, h, i] = total
+                out["distance"][b, h, i] = math.fsum(w * abs(i + K - Q - j) for w, j in zip(p, seen, strict=True))
+                for j, weight in zip(seen, p, strict=True):
+                    got[b, h, j] += weight
+                    uniform[b, h, j] += 1 / n
+                if problem.groups is not None:
+                    _grouped(
+                        problem, out, (b, h, i), (seen, logits, p), 0.0 if null is None else math.exp(null - total)
+                    )
+    out["received"] = np.divide(got, uniform, out=np.full_like(got, np.nan), where=uniform > 0)
+    out["output"] = output
+    return out
+
+
+def _grouped(problem: Problem, out: dict, where: tuple[int, int, int], keys: tuple, null: float) -> None:
+    seen, logits, p = keys
+    group = problem.groups[where[0]]
+    inside = [at for at, j in enumerate(seen) if group[j] in (0, 1)]
+    for g in range(out["mass"].shape[-1]):
+        members = [at for at, j in enumerate(seen) if group[j] == g]
+        out["mass"][where][g] = math.fsum(p[at] for at in members) + (null if g == 2 else 0.0)
+        if not inside:
+            continue
+        content = log_sum([logits[at] for at in inside])
+        kept = [at for at in members if at in inside]
+        out["share"][where][g] = math.fsum(math.exp(logits[at] - content) for at in kept)
+        rest = [at for at in inside if at not in kept]
+        if g in (0, 1) and kept and rest:
+            sides = [log_sum([logits[at] for at in side]) - math.log(len(side)) for side in (kept, rest)]
+            out["log_odds"][where][g] = sides[0] - sides[1]
+    if len(inside) > 1:
+        logs = [logits[at] - log_sum([logits[a] for a in inside]) for at in inside]
+        out["entropy_content"][where] = math.fsum(-math.exp(x) * x for x in logs) / math.log(len(inside))
