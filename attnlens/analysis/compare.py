@@ -178,7 +178,7 @@ def _weights(base: Checkpoint, tuned: Checkpoint, name: str) -> pd.DataFrame:
 
 
 def weight_changes(base: Checkpoint, tuned: Checkpoint) -> pd.DataFrame:
-    """Relative change of every matrix, float64: columns model, matrix, module, layer, kind, delta_norm, … (METRICS 5)."""
+    """Change of every matrix in float64: columns model, matrix, module, layer, kind, delta_norm, … (METRICS 5)."""
     return _weights(base, tuned, tuned.name)
 
 

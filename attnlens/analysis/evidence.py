@@ -92,8 +92,8 @@ def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float],
     if verdict == "identical":
         return "Identical. The two checkpoints give exactly the same attention on every text."
     counts = (
-        f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to the "
-        f"marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
+        f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
+        f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
         f"{headline['estimate']:+.1f} (95 % {headline['low']:+.1f} … {headline['high']:+.1f}; "
         f"{headline['documents']:.0f} documents)."
     )

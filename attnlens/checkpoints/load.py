@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnlens.checkpoints.identity import home_free, weights_sha256
@@ -108,7 +109,7 @@ def _model(where: Path | str, config: Any, dtype: Any) -> PreTrainedModel:
         model, report = architecture.from_pretrained(
             where, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {where} cannot be loaded: {_first_line(error)}") from error
     backbone = model.base_model_prefix + "."
     has_head = model.base_model is not model

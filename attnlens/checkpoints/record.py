@@ -53,8 +53,7 @@ def attention(
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or bool(kwargs.get("dropout"))
-        or bool(kwargs.get("output_attentions"))
-        or any(session.exact or not session.whole(module) for session in sessions)
+        or any(session.exact or not session.whole() for session in sessions)
     )
     if exact:
         result = _original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -261,10 +260,12 @@ class _Session:
             self.tape.calls.append(self.call)
         self.call = None
 
-    def whole(self, module: nn.Module) -> bool:
-        """Whether all heads of this site are measured, so that output and statistics can share one pass."""
+    def whole(self) -> bool:
+        """Whether one pass can serve output and statistics: all heads are measured, and nobody asked for the map."""
         assert self.call is not None
-        return self.heads is None and (self.layers is None or self.call.seen in self.layers) and self.names != (MAP,)
+        selected = self.layers is None or self.call.seen in self.layers
+        asked = self.names == (MAP,) or bool(self.arguments.get("output_attentions"))
+        return self.heads is None and selected and not asked
 
     def measure(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
@@ -276,6 +277,7 @@ class _Session:
         if self.layers is not None and call.seen - 1 not in self.layers:
             return None
         site = self._site(module, call)
+        self._check(query, key)
         queries = self._queries(site, query)
         if self.heads is not None:
             query, key, scores = _only(self.heads, query, key, scores)
@@ -284,7 +286,6 @@ class _Session:
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
             output = None
         else:
-            self._check(query, key)
             wanted = Wanted(self.names, self.groups, queries)
             value = None if value is None else value.detach()
             output, results = attend(query.detach(), key.detach(), value, scores, wanted)

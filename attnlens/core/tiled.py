@@ -178,7 +178,7 @@ def needed_columns(groups: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor
 
 
 def _entropy(logits: Tensor, weights: Tensor) -> Tensor:
-    return -(weights * logits).sum(-1) - weights.amax(-1).log()
+    return 0.0 - weights.amax(-1).log() - (weights * logits).sum(-1)  # 0.0 first: never −0.0
 
 
 def _normalized(entropy: Tensor, count: Tensor) -> Tensor:

@@ -1,0 +1,170 @@
+"""`load`: what is missing or does not fit is one clear error; what loads has proved its attention."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+from attnlens.checkpoints import proof
+from attnlens.checkpoints.load import load
+from attnlens.checkpoints.proof import prove
+from attnlens.core.errors import CheckpointError, UnknownName, UnsupportedModel
+from tests.models import CONFIGS, build
+
+
+@pytest.fixture
+def saved(tmp_path: Path, minilm: Path) -> Path:
+    """A small BERT on disk with MiniLM's tokenizer."""
+    folder = tmp_path / "small"
+    config = tf.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=16)
+    tf.BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, folder)
+    return folder
+
+
+def test_a_directory_loads_with_identity_and_proof(saved: Path):
+    checkpoint = load(saved)
+    assert checkpoint.name == "small"
+    assert checkpoint.provenance["architecture"] == "BertModel"
+    assert len(checkpoint.provenance["sha256"]) == 64
+    assert "2 layers × 2 heads equal eager attention" in checkpoint.provenance["proof"]
+    assert not checkpoint.model.training
+    assert "BertModel" in str(checkpoint)
+
+
+def test_the_published_similarities_of_minilm(minilm: Path):
+    """SBERT's quickstart: .6660, .1046, .1411 (METRICS 7.1), through attnlens' own loading."""
+    checkpoint = load(minilm, dtype="float32")
+    sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    inputs = checkpoint.tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = checkpoint.model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    embeddings = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    similarity = (embeddings @ embeddings.T).numpy()
+    np.testing.assert_allclose(similarity[np.triu_indices(3, 1)], [0.6660, 0.1046, 0.1411], atol=5e-5)
+
+
+def test_real_decoders_load_and_prove(shared: Path):
+    for name in ("stories260K", "babyllama_tok105"):
+        assert "5 layers × 8 heads" in load(shared / "models" / name).provenance["proof"]
+
+
+def test_a_tuned_checkpoint_without_tokenizer_takes_the_base_s(saved: Path, tmp_path: Path):
+    base = load(saved)
+    bare = tmp_path / "bare"
+    base.model.save_pretrained(bare)
+    assert load(bare, tokenizer=base.tokenizer).tokenizer is base.tokenizer
+    with pytest.raises(CheckpointError, match="no tokenizer files"):
+        load(bare)
+
+
+def test_dtype_is_as_stored_or_as_asked(saved: Path):
+    load(saved, dtype="bfloat16").model.save_pretrained(saved)
+    assert load(saved).model.dtype == torch.bfloat16
+    assert load(saved, dtype="float32").model.dtype == torch.float32
+    with pytest.raises(UnknownName, match="did you mean 'float16'"):
+        load(saved, dtype="floatt16")
+
+
+def broken(folder: Path, what: str) -> Path:
+    """A checkpoint folder with one thing wrong."""
+    if what == "no config":
+        (folder / "config.json").unlink()
+    elif what == "config not json":
+        (folder / "config.json").write_text("{")
+    elif what == "unknown type":
+        (folder / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    elif what == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif what == "weights not safetensors":
+        (folder / "model.safetensors").write_bytes(b"not a tensor file")
+    elif what == "weights of another shape":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 24}))
+    elif what == "weights missing":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    elif what == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif what == "broken tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no config", "holds no config.json"),
+        ("config not json", "config.json cannot be used"),
+        ("unknown type", "config.json cannot be used"),
+        ("no weights", "the weights of .* cannot be loaded"),
+        ("weights not safetensors", "the weights of .* cannot be loaded"),
+        ("weights of another shape", "the weights of .* cannot be loaded"),
+        ("weights missing", "lacks 16 backbone weights, the first is encoder.layer.2"),
+        ("adapter", "is a PEFT adapter; merge it"),
+        ("broken tokenizer", "the tokenizer of .* cannot be loaded"),
+    ],
+)
+def test_broken_checkpoints_are_one_line(saved: Path, what: str, message: str):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(broken(saved, what))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nowhere/model", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("some/model", "no such model could be had from the hub"),
+        (__file__, "is a file"),
+    ],
+)
+def test_missing_sources_are_one_line(source: str, message: str):
+    with pytest.raises(CheckpointError, match=message):
+        load(source)
+
+
+def test_encoder_decoders_are_refused_for_now(tmp_path: Path):
+    config = tf.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=50)
+    tf.T5Model(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="encoder–decoder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_proves_itself_and_is_left_as_it_was(name: str):
+    model = build(name)
+    model.train()
+    result = prove(model)
+    assert (result.layers, result.heads) == (2, 4)
+    assert result.weight_error < 1e-4
+    assert model.training and model.config._attn_implementation == "sdpa"
+
+
+def test_the_proof_stops_a_model_whose_recording_is_wrong(monkeypatch: pytest.MonkeyPatch):
+    """A recording that forgets the scaling of the logits must not pass."""
+    from attnlens.checkpoints import record
+
+    true = record._scores
+
+    def doubled(*args):
+        scores = true(*args)
+        return type(scores)(**(vars(scores) | {"scale": 2 * scores.scale}))
+
+    monkeypatch.setattr(record, "_scores", doubled)
+    with pytest.raises(UnsupportedModel, match="failed its self-proof: output under record differs"):
+        prove(build("bert"))
+
+
+def test_the_proof_sees_a_lost_mask(monkeypatch: pytest.MonkeyPatch):
+    real = proof.attention_maps
+    monkeypatch.setattr(proof, "attention_maps", lambda model, batch: real(model, {"input_ids": batch["input_ids"]}))
+    with pytest.raises(UnsupportedModel, match="failed its self-proof"):
+        prove(build("bert"))

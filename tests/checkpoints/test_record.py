@@ -1,0 +1,491 @@
+"""`record`: same outputs, exact statistics, every trap of the interface, no trace left behind."""
+
+import copy
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from attnlens.checkpoints import record as module
+from attnlens.checkpoints.record import attention_maps, record
+from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
+from attnlens.core.rows import STATISTICS, AttentionMap, Groups, row_statistics
+from tests.models import BERT, CONFIGS, SIZES, batch, build
+
+NAMES = ("entropy", "entropy_normalized", "max_weight", "mass", "share", "log_odds", "received", "distance")
+
+
+def eager_statistics(model, inputs, groups) -> dict[str, torch.Tensor]:
+    """The same statistics from the model's own eager weights, in the dtype of the model, stacked (B, L, …)."""
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = torch.stack(model(**inputs, output_attentions=True).attentions, 1)
+    real = inputs["attention_mask"].bool()
+    causal = bool(weights[-1, 0, 0, 0, 1:].sum() == 0)
+    visible = real[:, None, None, :].expand(weights[:, 0].shape)
+    if causal:
+        visible = visible.tril()
+    layers = [
+        row_statistics(
+            AttentionMap(
+                layer.double().masked_fill(~visible, 0.0)
+                / layer.double().masked_fill(~visible, 0.0).sum(-1, keepdim=True).clamp(min=1e-300),
+                visible,
+                real,
+                None,
+                Groups.of(groups),
+            ),
+            NAMES,
+        )
+        for layer in weights.unbind(1)
+    ]
+    return {name: torch.stack([layer[name] for layer in layers], 1) for name in NAMES}
+
+
+def partition(inputs) -> torch.Tensor:
+    groups = torch.randint(0, 3, inputs["input_ids"].shape, generator=torch.Generator().manual_seed(2))
+    return groups.masked_fill(inputs["attention_mask"] == 0, -1)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_statistics_equal_eager_ones_and_outputs_are_kept(name: str, side: str):
+    model, inputs = build(name), batch(side)
+    groups, real = partition(inputs), inputs["attention_mask"].bool()
+    with torch.no_grad():
+        plain = model(**inputs).last_hidden_state
+        with record(model, NAMES, groups=groups) as tape:
+            tiled = model(**inputs).last_hidden_state
+        with record(model, NAMES, groups=groups, exact=True) as exact:
+            own = model(**inputs).last_hidden_state
+    assert torch.equal(own, plain), "exact mode is bit for bit"
+    assert (tiled - plain)[real].abs().max() <= 1e-5 * plain[real].abs().max()
+    expected = eager_statistics(model, inputs, groups)
+    for statistic in NAMES:
+        for got in (tape[statistic], exact[statistic]):
+            want = expected[statistic].clone()
+            if statistic == "received":  # padding keys are seen by nobody
+                assert got.isnan().any() == (~real).any()
+            torch.testing.assert_close(got.double(), want, atol=2e-4, rtol=2e-4, equal_nan=True, msg=statistic)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])  # Llama's own eager softmax is float32 whatever the model is
+def test_double_precision_models_are_exact_to_1e_11(name: str):
+    model, inputs = build(name).double(), batch("right")
+    groups = partition(inputs)
+    with torch.no_grad(), record(model, NAMES, groups=groups) as tape:
+        model(**inputs)
+    expected = eager_statistics(model, inputs, groups)
+    for statistic in NAMES:
+        torch.testing.assert_close(tape[statistic], expected[statistic], atol=1e-11, rtol=1e-11, equal_nan=True)
+
+
+def test_padding_and_batch_composition_change_nothing():
+    """I-9: each text alone, without padding, has the rows it has in the batch."""
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad():
+        with record(model) as tape:
+            model(**inputs)
+        for text, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+            with record(model) as single:
+                model(input_ids=inputs["input_ids"][text : text + 1, :length])
+            torch.testing.assert_close(tape["entropy"][text, ..., :length], single["entropy"][0], atol=2e-5, rtol=2e-5)
+            assert tape["entropy"][text, ..., length:].isnan().all()
+
+
+def test_eager_models_keep_their_weights_and_their_mask():
+    model, inputs = build("gpt2"), batch("left")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = model(**inputs, output_attentions=True)
+        with record(model) as tape:
+            got = model(**inputs, output_attentions=True)
+        unpadded = inputs["input_ids"]
+        alone = model(input_ids=unpadded).last_hidden_state
+        with record(model, exact=True):  # here transformers would skip the causal mask for us
+            assert torch.equal(model(input_ids=unpadded).last_hidden_state, alone)
+    assert all(torch.equal(a, b) for a, b in zip(got.attentions, plain.attentions, strict=True))
+    assert tape["entropy"].shape == (3, 2, 4, 13)
+
+
+def test_training_mode_records_before_dropout():
+    """Statistics are of the softmax, the output of the dropped-out map: eager weights would sum to 0 … 2."""
+    model = build("bert")
+    model.train()
+    inputs = batch("right")
+    torch.manual_seed(0)
+    plain = model(**inputs).last_hidden_state
+    torch.manual_seed(0)
+    with record(model, ("mass", "entropy"), groups=partition(inputs)) as tape:
+        recorded = model(**inputs).last_hidden_state
+        recorded.sum().backward()
+    assert torch.equal(recorded, plain)
+    assert (tape["mass"].sum(-1).nan_to_num(1.0) - 1).abs().max() < 1e-5
+    assert not tape["entropy"].requires_grad
+
+
+def test_gradients_are_those_of_the_plain_model():
+    model, inputs = build("llama"), batch("right")
+    model(**inputs).last_hidden_state.square().sum().backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with record(model):
+        model(**inputs).last_hidden_state.square().sum().backward()
+    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(model.parameters(), plain, strict=True))
+
+
+def test_autocast_does_not_round_the_statistics():
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), record(model) as tape:
+        model(**inputs)
+    assert tape["entropy"].dtype == torch.float32
+    high = copy.deepcopy(model).double()
+    with torch.no_grad(), record(high) as exact:
+        high(**inputs)
+    assert (tape["entropy"] - exact["entropy"]).abs().nan_to_num().max() < 0.35  # q and k are bf16, the sums are not
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        record(model, ("mass",), groups=partition(inputs)) as sums,
+    ):
+        model(**inputs)
+    assert (sums["mass"].sum(-1).nan_to_num(1.0) - 1).abs().max() < 1e-5
+
+
+def test_user_masks_of_four_axes_bool_float_and_per_head():
+    model = build("bert")
+    ids = batch("right")["input_ids"]
+    seen = torch.rand(3, 1, 13, 13, generator=torch.Generator().manual_seed(5)) < 0.7
+    seen |= torch.eye(13, dtype=torch.bool)
+    floor = torch.finfo(torch.float32).min
+    additive = torch.where(seen, 0.0, floor)
+    with torch.no_grad():
+        with record(model, ("entropy", "entropy_normalized")) as of_bool:
+            model(input_ids=ids, attention_mask=seen)
+        with record(model, ("entropy", "entropy_normalized")) as of_float:
+            model(input_ids=ids, attention_mask=additive)
+        per_head = additive.expand(3, 4, 13, 13).clone()
+        per_head[:, 2, :, 4] += 1.5
+        with record(model) as edited:
+            model(input_ids=ids, attention_mask=per_head)
+    torch.testing.assert_close(of_bool["entropy_normalized"], of_float["entropy_normalized"])
+    gap = (edited["entropy"] - of_bool["entropy"])[:, 0].abs().amax((0, 2))
+    assert gap[2] > 1e-3
+    assert gap[[0, 1, 3]].max() < 1e-5
+
+
+def test_rows_average_what_the_tape_would_hold():
+    model, inputs = build("bert"), batch("right")
+    groups = partition(inputs)
+    rows = (torch.rand(3, 13, generator=torch.Generator().manual_seed(3)) < 0.5).float()
+    with torch.no_grad():
+        with record(model, NAMES, groups=groups) as full:
+            model(**inputs)
+        with record(model, NAMES, groups=groups, rows=rows) as means:
+            model(**inputs)
+    keep = rows.bool() & inputs["attention_mask"].bool()
+    for name in ("entropy", "mass"):
+        values = full[name].movedim(3, 1)  # (B, Q, L, H[, G])
+        want = torch.stack([values[b][keep[b]].mean(0) for b in range(3)])
+        torch.testing.assert_close(means[name], want, atol=1e-6, rtol=1e-5)
+        assert (means.count(name).reshape(3, -1) == keep.sum(1, keepdim=True)).all()
+    assert means["received"].shape == (3, 2, 4, 13)
+
+
+def test_layers_and_heads_select():
+    model, inputs = build("llama"), batch("left")
+    with torch.no_grad():
+        with record(model) as full:
+            model(**inputs)
+        with record(model, layers=[1], heads=[3, 0]) as some:
+            output = model(**inputs).last_hidden_state
+        plain = model(**inputs).last_hidden_state
+    assert torch.equal(output, plain)
+    assert some["entropy"].shape == (3, 1, 2, 13)
+    torch.testing.assert_close(some["entropy"][:, 0], full["entropy"][:, 1, [3, 0]], equal_nan=True)
+    with torch.no_grad(), pytest.raises(ShapeError, match="heads must lie in"), record(model, heads=[9]):
+        model(**inputs)
+
+
+@pytest.mark.parametrize(("name", "stack"), [("bert", "encoder"), ("gpt2", "decoder"), ("llama", "decoder")])
+def test_sites_say_where_they_stand(name: str, stack: str):
+    model = build(name)
+    with torch.no_grad(), record(model) as tape:
+        model(**batch("right"))
+    assert [(site.stack, site.kind, site.number) for site in tape.sites] == [(stack, "self", 0), (stack, "self", 1)]
+    assert all(dict(model.named_modules())[site.name] for site in tape.sites)
+    assert tape.select(stack=stack)["entropy"].shape == tape["entropy"].shape
+    with pytest.raises(AttnlensError, match="no attention with stack"):
+        tape.select(kind="cross")
+
+
+def test_several_forwards_are_read_call_by_call():
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad(), record(model) as tape:
+        model(**inputs)
+        model(**{name: tensor[:1] for name, tensor in inputs.items()})
+    assert [call["entropy"].shape[0] for call in tape.calls] == [3, 1]
+    with pytest.raises(AttnlensError, match="2 forward passes were recorded"):
+        _ = tape["entropy"]
+
+
+def state(model: nn.Module) -> tuple:
+    """Everything `record` touches."""
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    slots = [name for m in model.modules() for name in m.__dict__ if "attnlens" in name]
+    return model.config._attn_implementation, hooks, slots, sorted(ALL_ATTENTION_FUNCTIONS), dict(module._switched)
+
+
+def test_nothing_stays_behind_also_after_an_exception():
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad():
+        model(**inputs, output_hidden_states=True)  # transformers installs its own capture hooks lazily, once
+    before = state(model)
+    with torch.no_grad():
+        with record(model) as tape:
+            model(**inputs)
+        assert state(model) == before
+        with pytest.raises(RuntimeError, match="planned"), record(model):
+            model(**inputs)
+            raise RuntimeError("planned")
+        assert state(model) == before
+        with pytest.raises(EmptyTape), record(model):
+            pass
+        with pytest.raises(IndexError), record(model):
+            model(input_ids=torch.full((1, 3), 1000))
+        assert state(model) == before
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None, "the tape must not keep the model alive"
+    assert tape["entropy"].shape == (3, 2, 4, 13)
+
+
+def test_models_of_one_config_switch_together_and_records_nest():
+    config = CONFIGS["bert"]()
+    first, second, inputs = build("bert", config=config), build("bert", config=config, seed=1), batch("right")
+    with torch.no_grad():
+        plain = second(**inputs).last_hidden_state
+        with record(first) as outer, record(first, ("max_weight",)) as inner:
+            assert torch.equal(second(**inputs).last_hidden_state, plain), "a model without tape runs as it did"
+            with record(second):
+                second(**inputs)
+            first(**inputs)
+            assert config._attn_implementation == module.NAME
+    assert config._attn_implementation == "sdpa"
+    assert outer["entropy"].shape == inner["max_weight"].shape
+
+
+def test_two_threads_on_two_models_equal_two_serial_runs():
+    models, inputs = [build("bert", seed=seed) for seed in (0, 1)], batch("right")
+
+    def run(model) -> torch.Tensor:
+        with torch.no_grad(), record(model) as tape:
+            model(**inputs)
+        return tape["entropy"]
+
+    serial, parallel = [run(model) for model in models], [None, None]
+    threads = [
+        threading.Thread(target=lambda i=i: parallel.__setitem__(i, [run(models[i]) for _ in range(5)][-1]))
+        for i in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, want in zip(parallel, serial, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_second_thread_on_the_same_model_is_refused():
+    model, inputs, errors = build("bert"), batch("right"), []
+
+    def call() -> None:
+        for action in (lambda: model(**inputs), lambda: record(model).__enter__()):
+            try:
+                action()
+            except AttnlensError as error:
+                errors.append(str(error))
+
+    with torch.no_grad(), record(model):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        model(**inputs)
+    assert len(errors) == 2
+    assert "another thread" in errors[0]
+
+
+def test_checkpointed_blocks_are_recorded_once():
+    model, inputs = build("bert"), batch("right")
+    model.train()
+    model.activation_checkpointing_enable()
+    with record(model) as tape:
+        model(**inputs).last_hidden_state.sum().backward()
+    assert len(tape.sites) == 2
+
+
+def test_attention_maps_are_the_eager_weights():
+    model, inputs = build("qwen2"), batch("left")
+    maps = attention_maps(model, inputs, layers=[1], heads=[1, 2])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        eager = model(**inputs, output_attentions=True).attentions[1][:, [1, 2]]
+    real = inputs["attention_mask"].bool()[:, None, :, None].expand_as(eager)
+    assert maps.shape == (3, 1, 2, 13, 13)
+    torch.testing.assert_close(maps[:, 0][real], eager[real], atol=1e-6, rtol=1e-5)
+    assert maps[:, 0][~real].isnan().all()
+
+
+def test_eager_weights_of_plain_transformers_would_be_empty():
+    """The trap this project exists for: sdpa + output_attentions gives an empty tuple, and only a log line."""
+    model = build("bert")
+    with torch.no_grad():
+        assert not model(**batch("right"), output_attentions=True).attentions
+
+
+def test_models_off_the_interface_are_refused_with_the_reason():
+    config = tf.FalconConfig(**SIZES, hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
+    with (
+        pytest.raises(UnsupportedModel, match="FalconModel computes attention outside"),
+        record(tf.FalconModel(config)),
+    ):
+        pass
+    with pytest.raises(UnsupportedModel, match="holds no transformers model"), record(nn.Linear(2, 2)):
+        pass
+
+
+def test_exact_recording_refuses_kernels_whose_masks_differ():
+    model = build("bert")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    match = 'load the model with attn_implementation="sdpa"'
+    with torch.no_grad(), pytest.raises(UnsupportedModel, match=match), record(model, exact=True):
+        model(**batch("right"))
+
+
+def test_a_neutral_name_survives_the_name_parsing_of_transformers():
+    assert not any(word in module.NAME for word in ("sdpa", "flash", "flex", "/", "|"))
+
+
+def test_bad_arguments():
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad():
+        with pytest.raises(UnknownName, match="did you mean 'entropy'"), record(model, ("entropi",)):
+            pass
+        with (
+            pytest.raises(ShapeError, match=r"groups must be \(3, 13\)"),
+            record(model, ("mass",), groups=torch.zeros(3, 4, dtype=torch.long)),
+        ):
+            model(**inputs)
+        with pytest.raises(ShapeError, match=r"rows must be \(3, 13\)"), record(model, rows=torch.ones(3, 4)):
+            model(**inputs)
+        with (
+            pytest.raises(ShapeError, match="rows of 0 and 1"),
+            record(model, ("received",), rows=torch.full((3, 13), 0.5)),
+        ):
+            pass
+
+
+def test_entropies_of_minilm_equal_float64_from_plain_hooks(minilm):
+    """q and k taken by plain forward hooks on the projections of the real encoder, reduced in float64, to 1e-5."""
+    model = tf.BertModel.from_pretrained(minilm).eval()
+    tokenizer = tf.AutoTokenizer.from_pretrained(minilm)
+    inputs = tokenizer(
+        ["The Licensor shall indemnify the Licensee against all claims.", "It rains."],
+        padding=True,
+        return_tensors="pt",
+    )
+    caught: dict[str, list[torch.Tensor]] = {"query": [], "key": []}
+    hooks = [
+        getattr(layer.attention.self, name).register_forward_hook(
+            lambda _, __, out, name=name: caught[name].append(out.double())
+        )
+        for layer in model.encoder.layer
+        for name in caught
+    ]
+    groups = torch.zeros_like(inputs["input_ids"])
+    groups[:, [0]], groups[:, 3:6] = 2, 1
+    groups[inputs["attention_mask"] == 0] = -1
+    names = ("entropy", "mass", "log_odds", "max_weight", "renyi2")
+    with torch.no_grad(), record(model, names, groups=groups) as tape:
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    real = inputs["attention_mask"].bool()
+    for layer, (q, k) in enumerate(zip(caught["query"], caught["key"], strict=True)):
+        q, k = (t.view(2, -1, 12, 32).transpose(1, 2) for t in (q, k))
+        logits = (q @ k.transpose(2, 3) / 32**0.5).masked_fill(~real[:, None, None], -torch.inf)
+        p = logits.softmax(-1)
+        rows = real[:, None].expand(2, 12, -1)
+        salient, other = (groups == 1)[:, None, None], (groups == 0)[:, None, None]
+
+        def mean_logit(side, logits=logits):
+            return logits.masked_fill(~side, -torch.inf).logsumexp(-1) - side.sum(-1).log()
+
+        want = {
+            "entropy": torch.special.entr(p).sum(-1),
+            "max_weight": p.amax(-1),
+            "renyi2": -p.square().sum(-1).log(),
+        }
+        for name, value in want.items():
+            assert (tape[name][:, layer].double() - value)[rows].abs().max() < 1e-5, name
+        assert (tape["mass"][:, layer, ..., 1].double() - (p * salient).sum(-1))[rows].abs().max() < 1e-5
+        odds = mean_logit(salient) - mean_logit(other)
+        assert (tape["log_odds"][:, layer, ..., 1].double() - odds)[rows].abs().nan_to_num().max() < 1e-5
+
+
+def test_a_planted_key_bias_moves_log_odds_by_itself_through_a_whole_model():
+    """A float bias per head, planted by a pre-hook on one attention module, survives `record` (METRICS 3.3)."""
+    model, inputs = build("bert"), batch("right")
+    groups = partition(inputs)
+    bias = torch.zeros(3, 4, 13, 13)
+    bias[:, 2] = 0.9 * (groups == 1)[:, None].float()
+
+    def plant(_, args, kwargs):
+        mask = kwargs["attention_mask"]
+        return args, kwargs | {"attention_mask": torch.where(mask, bias, torch.finfo(torch.float32).min)}
+
+    with torch.no_grad():
+        with record(model, ("log_odds",), groups=groups) as plain:
+            model(**inputs)
+        hook = model.encoder.layer[1].attention.self.register_forward_pre_hook(plant, with_kwargs=True)
+        with record(model, ("log_odds",), groups=groups) as planted:
+            model(**inputs)
+        hook.remove()
+    shift = (planted["log_odds"] - plain["log_odds"])[..., 1]
+    assert (shift[:, 0].nan_to_num() == 0).all()
+    assert (shift[:, 1, [0, 1, 3]].nan_to_num().abs() < 1e-5).all()
+    assert ((shift[:, 1, 2] - 0.9).nan_to_num().abs() < 1e-5).all()
+
+
+def test_every_statistic_of_the_registry_can_be_recorded():
+    model, inputs = build("llama"), batch("right")
+    with torch.inference_mode(), record(model, tuple(STATISTICS), groups=partition(inputs)) as tape:
+        model(**inputs)
+    axes = {"row": (3, 2, 4, 13), "group": (3, 2, 4, 13, 3), "key": (3, 2, 4, 13)}
+    for name, statistic in STATISTICS.items():
+        assert tape[name].shape == axes[statistic.axes], name
+
+
+def test_peft_models_are_recorded_with_and_without_the_adapter():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build("bert"), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    inputs = batch("right")
+    base = build("bert")
+    with torch.no_grad():
+        with record(model) as tuned:
+            model(**inputs)
+        with model.disable_adapter(), record(model) as off:
+            model(**inputs)
+        with record(base) as plain:
+            base(**inputs)
+    torch.testing.assert_close(off["entropy"], plain["entropy"], equal_nan=True)
+    assert (tuned["entropy"] - plain["entropy"]).abs().nan_to_num().max() > 1e-4
+    assert BERT["num_hidden_layers"] == len(tuned.sites)

@@ -1,0 +1,42 @@
+"""Small models of every architecture the tests record, built from configs with random weights, and batches for them."""
+
+import torch
+import transformers as tf
+
+SIZES = {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+BERT = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+LLAMA = BERT | {"num_key_value_heads": 2}
+CONFIGS = {
+    "bert": lambda: tf.BertConfig(**SIZES, **BERT),
+    "roberta": lambda: tf.RobertaConfig(**SIZES, **BERT),
+    "distilbert": lambda: tf.DistilBertConfig(vocab_size=100, dim=32, n_heads=4, n_layers=2, hidden_dim=48),
+    "gpt2": lambda: tf.GPT2Config(**SIZES, n_embd=32, n_head=4, n_layer=2),
+    "llama": lambda: tf.LlamaConfig(**SIZES, **LLAMA),
+    "qwen2": lambda: tf.Qwen2Config(**SIZES, **LLAMA),
+    "qwen3": lambda: tf.Qwen3Config(**SIZES, **LLAMA, head_dim=8),
+}
+
+
+def build(name: str, *, seed: int = 0, config=None) -> tf.PreTrainedModel:
+    """A random model in evaluation mode; weights are drawn wide so that attention is far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = tf.AutoModel.from_config(CONFIGS[name]() if config is None else config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(8.0)
+    return model.eval()
+
+
+def batch(side: str = "right", *, texts: int = 3, tokens: int = 13) -> dict[str, torch.Tensor]:
+    """Texts of unequal length, padded on one side."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 100, (texts, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for text, padded in enumerate((5, 1, 0)[:texts]):
+        if padded:
+            mask[text, -padded:] = 0
+    if side == "left":
+        ids, mask = ids.flip(1), mask.flip(1)
+    return {"input_ids": ids * mask, "attention_mask": mask}
