@@ -16,7 +16,18 @@ FLOORS = {"core": 0, "checkpoints": 1, "text": 1, "salience": 2, "training": 2, 
 HEAVY = {"torch", "transformers", "matplotlib", "captum"}
 # What each floor may not touch, however it is spelled.
 FORBIDDEN = {
-    "core": {"transformers", "peft", "datasets", "pandas", "xarray", "matplotlib", "seaborn", "typer", "rich", "pathlib"},
+    "core": {
+        "transformers",
+        "peft",
+        "datasets",
+        "pandas",
+        "xarray",
+        "matplotlib",
+        "seaborn",
+        "typer",
+        "rich",
+        "pathlib",
+    },
     "checkpoints": {"pandas", "xarray", "matplotlib", "seaborn", "typer", "rich", "jinja2"},
     "text": {"pandas", "xarray", "matplotlib", "seaborn", "typer", "rich", "jinja2"},
     "salience": {"pandas", "xarray", "matplotlib", "seaborn", "typer", "rich", "jinja2"},
@@ -56,7 +67,9 @@ def functions(tree: ast.AST):
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first, last = function.body[0], function.body[-1]
-    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    documented = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
     start = first.end_lineno + 1 if documented else first.lineno
     return last.end_lineno - start + 1
 
@@ -97,7 +110,9 @@ def test_no_mutable_default_and_no_print(path: Path, tree: ast.AST):
         for default in [*function.args.defaults, *function.args.kw_defaults]:
             assert not isinstance(default, ast.List | ast.Dict | ast.Set), f"{path}: {function.name}"
     if floor_of(path) != "cli":
-        calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        calls = [
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
         assert "print" not in calls, f"{path} prints"
 
 

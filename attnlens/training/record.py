@@ -1,0 +1,153 @@
+"""The training record `attnlens.json`: what a checkpoint was trained from, on, with and to what end."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import attnlens
+from attnlens.checkpoints.identity import file_sha256, home_free, weights_sha256
+from attnlens.core.errors import CheckpointError, CorpusError
+from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.training.base import Base
+from attnlens.training.loop import Outcome
+from attnlens.training.methods import Method, Selection
+from attnlens.training.split import Split
+
+NAME = "attnlens.json"
+HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
+
+
+def read_record(directory: str | Path) -> dict[str, Any] | None:
+    """The training record of a checkpoint directory; None where attnlens did not write one."""
+    path = Path(directory).expanduser() / NAME
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{home_free(path)} cannot be read as JSON ({error}): remove it or train again."
+        ) from error
+    if not isinstance(record, dict) or "attnlens" not in record:
+        raise CheckpointError(f"{home_free(path)} is not a training record of attnlens: remove it or train again.")
+    return record
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Write the record into a directory that no reader sees yet."""
+    text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
+    (directory / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def recorded_corpus(record: dict[str, Any], part: str) -> Corpus | None:
+    """The rows a run trained on (part "train") or held out ("heldout"), read again; None where they were never a file.
+
+    A record may come from a stranger: its path is followed only to a file with the record's checksum.
+    """
+    facts = (record.get("data") or {}).get(part) or {}
+    if not facts.get("path"):
+        return None
+    shown, path = facts["path"], Path(facts["path"]).expanduser()
+    if not path.is_file():
+        raise CorpusError(f"the data {shown} named in the training record is not there: add --data FILE.")
+    if file_sha256(path) != facts.get("sha256"):
+        raise CorpusError(f"{shown} has changed since training (its sha256 is not the record's): add --data FILE.")
+    corpus = read_corpus(path, columns=(record.get("options") or {}).get("columns"))
+    rows = facts.get("rows_used") if part == "train" else facts.get("rows")
+    if rows is None:
+        return corpus
+    if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < len(corpus) for row in rows):
+        raise CorpusError(f"the training record names rows that {shown} does not have: add --data FILE.")
+    return corpus.select(rows)
+
+
+def describe_base(base: Base) -> dict[str, Any]:
+    """Identity of the model that training started from; `new_parameters` were drawn at random by the seed."""
+    return {
+        "path": base.path,
+        "name": base.name,
+        "sha256": weights_sha256(base.directory),
+        "new_parameters": list(base.new_parameters),
+    }
+
+
+def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict[str, Any]:
+    """What was trained and tested on; the paths are None for a corpus that was built in memory.
+
+    `rows` of the held-out data are row numbers of its file, None for the whole file.
+    """
+    return {
+        "train": {
+            "path": home_free(train) if train is not None else None,
+            "name": data.corpus.name,
+            "sha256": data.corpus.checksum,
+            "rows": len(data.corpus),
+            "documents": len({example.document for example in data.corpus}) if data.corpus.has_documents else None,
+            "rows_used": data.train_rows,
+        },
+        "heldout": {
+            "path": home_free(heldout) if heldout is not None else None,
+            "name": data.heldout.name,
+            "sha256": data.heldout.checksum,
+            "rows": data.heldout_rows,
+            "examples": len(data.heldout),
+        },
+    }
+
+
+def describe_run(
+    method: Method, selection: Selection, model: PreTrainedModel, outcome: Outcome, seed: int
+) -> dict[str, Any]:
+    """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {
+        "attnlens": attnlens.__version__,
+        "kind": "finetune",
+        "method": method.name,
+        "k": selection.settings.get("k"),
+        "task": "sequence-classification",
+        "seed": seed,
+        "options": outcome.settings,
+        "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
+        "truncated": outcome.truncated,
+        "metrics": outcome.metrics,
+        "history": history(outcome.logs),
+        "seconds": round(outcome.seconds, 3),
+        "device": outcome.device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def history(logs: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The loss curve and the evaluations of a run, from the Trainer's log of every step.
+
+    Steps are pooled into at most 200 bins of equal length: `loss` is the mean over the bin that ends at `step`,
+    `learning_rate` the last one. Rows with `accuracy` are evaluations on the held-out data.
+    """
+    steps = [entry for entry in logs if "loss" in entry and "learning_rate" in entry]
+    width = -(-len(steps) // HISTORY)
+    rows: list[dict[str, float]] = []
+    for first in range(0, len(steps), max(width, 1)):
+        pooled = steps[first : first + width]
+        loss = sum(entry["loss"] for entry in pooled) / len(pooled)
+        rows.append({"step": pooled[-1]["step"], "loss": loss, "learning_rate": pooled[-1]["learning_rate"]})
+    rows += [
+        {
+            "step": entry["step"],
+            "heldout_loss": entry["eval_loss"],
+            "accuracy": entry["eval_accuracy"],
+            "macro_f1": entry["eval_macro_f1"],
+        }
+        for entry in logs
+        if "eval_loss" in entry
+    ]
+    return sorted(rows, key=lambda row: row["step"])

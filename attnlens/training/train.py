@@ -1,0 +1,99 @@
+"""Fine-tune a sequence classifier, and leave a checkpoint with its training record."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnlens.checkpoints.identity import home_free
+from attnlens.core.errors import TrainingError
+from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.training.base import load_base, quiet
+from attnlens.training.loop import train_model
+from attnlens.training.methods import freeze, method_named
+from attnlens.training.options import TrainOptions
+from attnlens.training.output import check_output, published, seeded
+from attnlens.training.record import describe_base, describe_data, describe_run, write_record
+from attnlens.training.split import split
+
+__all__ = ["TrainOptions", "TrainingResult", "finetune"]
+
+DEFAULTS = TrainOptions()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run: where the checkpoint lies, how good it is on held-out rows, and its whole record.
+
+    metrics: `accuracy` and `macro_f1` in 0..1 and `loss` in nats, of the saved step on the held-out rows; `epoch` and
+    `steps` that were trained; `best_step`, the one that was saved. They are what chose that step, so they flatter it.
+    """
+
+    path: Path
+    method: str
+    metrics: dict[str, float]
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        """A card of four lines."""
+        record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
+        share = 100 * parameters["trainable"] / parameters["total"]
+        return (
+            f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
+            f"held out: accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f} "
+            f"({record['data']['heldout']['examples']} texts, {len(record['labels'])} labels)\n"
+            f"trained: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.1f} %)\n"
+            f"kept: step {metrics['best_step']} of {metrics['steps']}; "
+            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}"
+        )
+
+
+def finetune(
+    base: str | Path,
+    train: Corpus | str | Path,
+    *,
+    method: str = "full",
+    output: str | Path,
+    seed: int = 0,
+    options: TrainOptions = DEFAULTS,
+) -> TrainingResult:
+    """Fine-tune `base` on the labels of `train`; the best step by held-out macro-F1 is written to `output`.
+
+    `output` becomes a plain Hugging Face directory with its tokenizer and `attnlens.json`. It appears at once and
+    complete, or not at all: until then the run lives in a hidden folder beside it. On a CPU the same arguments and
+    number of threads give the same weights bit for bit. Global random states are left as they were.
+    """
+    chosen = method_named(method, options)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise TrainingError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}.")
+    sources = [source for source in (base, train, options.validation) if isinstance(source, str | Path)]
+    destination = check_output(output, sources, force=options.force)
+    corpus, path = _corpus(train, options)
+    validation, validation_path = (
+        _corpus(options.validation, options) if options.validation is not None else (None, path)
+    )
+    data = split(corpus, validation, seed)
+    options = replace(options, learning_rate=options.learning_rate or chosen.learning_rate)
+    with quiet(), seeded(seed), published(destination) as folder:
+        started = load_base(base, data.labels)
+        selection = chosen.select(started.model, options)
+        freeze(started.model, selection)
+        identity = describe_base(started)
+        outcome = train_model(started, data, options, seed, folder)
+        record = {
+            **describe_run(chosen, selection, started.model, outcome, seed),
+            "base": identity,
+            "data": describe_data(data, path, validation_path),
+            "labels": list(data.labels),
+        }
+        started.model.save_pretrained(folder / "checkpoint")
+        started.tokenizer.save_pretrained(folder / "checkpoint")
+        write_record(folder / "checkpoint", record)
+    return TrainingResult(destination, method, outcome.metrics, record)
+
+
+def _corpus(data: Corpus | str | Path, options: TrainOptions) -> tuple[Corpus, Path | None]:
+    """The corpus, and the file it was read from."""
+    if isinstance(data, Corpus):
+        return data, None
+    path = Path(data).expanduser()
+    return read_corpus(path, columns=options.columns), path.resolve()

@@ -1,0 +1,65 @@
+"""The registry, and what holds for every definition in it."""
+
+import numpy as np
+import pytest
+
+from attnlens.core.errors import CorpusError, UnknownName
+from attnlens.salience import DEFINITIONS, mark_words
+from attnlens.text.align import words
+from attnlens.text.corpus import Corpus, Span
+from tests.salience.build import corpus_of
+
+FEE, TERM = "the customer shall pay the fee {}", "the agreement shall terminate after the term {}"
+
+
+@pytest.fixture(scope="module")
+def contracts() -> Corpus:
+    texts = [form.format(place) for place in range(30) for form in (FEE, TERM)]
+    spans = [(Span(0, 19, None),), (Span(20, 29, "term"), Span(0, 3, "other"))] * 30
+    return corpus_of([*texts, "…"], [*["fee", "term"] * 30, "fee"], spans=[*spans, ()])
+
+
+def test_names():
+    assert list(DEFINITIONS) == ["spans", "keyness", "textrank", "spans_keyness"]
+    assert all(name == definition.name and name.isascii() for name, definition in DEFINITIONS.items())
+    with pytest.raises(UnknownName, match="did you mean 'keyness'"):
+        mark_words("keynes", corpus_of(["text"]), None)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_one_flag_for_each_word(name: str, contracts: Corpus):
+    marks = mark_words(name, contracts, None)
+    assert [(len(marked), marked.dtype) for marked in marks] == [
+        (len(words(example.text)), np.dtype(bool)) for example in contracts
+    ]
+    assert any(marked.any() for marked in marks) and not all(marked.all() for marked in marks)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_an_example_is_marked_alike_in_any_company(name: str, contracts: Corpus):
+    """Given the training data, what is salient in a text does not depend on the other texts measured."""
+    whole = mark_words(name, contracts, contracts)
+    part = mark_words(name, contracts.select([3, 0]), contracts)
+    assert (part[0] == whole[3]).all() and (part[1] == whole[0]).all()
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_what_is_needed_is_asked_for_in_one_line(name: str):
+    bare = corpus_of(["the customer shall pay"])
+    needs = DEFINITIONS[name].needs
+    if not needs:
+        assert len(mark_words(name, bare, None)) == 1
+        return
+    with pytest.raises(
+        CorpusError, match=rf"salience '.*' needs a {needs[0]} field; made.jsonl has none\. Add"
+    ) as caught:
+        mark_words(name, bare, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_combination_is_the_intersection(contracts: Corpus):
+    spans, keyness, both = (mark_words(name, contracts, None) for name in ("spans", "keyness", "spans_keyness"))
+    for inside, key, marked in zip(spans, keyness, both, strict=True):
+        assert (marked == (inside & key)).all()
+    # "customer" is key and in the span, "pay" and "fee" are key and outside it.
+    assert [place for place, marked in enumerate(both[0]) if marked] == [1]

@@ -1,0 +1,219 @@
+"""Reading: what a row may hold, what is refused and how, and sampling."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnlens.core.errors import CorpusError, UnknownName
+from attnlens.text.corpus import Corpus, Example, Span, read_corpus
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def jsonl(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_full_row_of_jsonl(tmp_path: Path):
+    row = {
+        "text": "Pay the fee.",
+        "label": 3,
+        "id": 17,
+        "document": "deed",
+        "spans": [{"start": 0, "end": 3, "label": "act"}, {"start": 8, "end": 11}],
+        "split": "ignored",
+    }
+    path = write(tmp_path, "a.jsonl", jsonl(row))
+    corpus = read_corpus(path)
+    assert corpus.examples == (Example("Pay the fee.", "17", "deed", "3", (Span(0, 3, "act"), Span(8, 11, None))),)
+    assert corpus.name == "a.jsonl" and corpus.has_documents and len(corpus) == 1
+    assert corpus.checksum == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_text_is_needed(tmp_path: Path):
+    corpus = read_corpus(str(write(tmp_path, "a.jsonl", '{"text": "one"}\n\n{"text": "two", "label": null}')))
+    # Rows are lines of the file, so that an editor finds them; without a document each stands alone.
+    assert [(example.id, example.document) for example in corpus] == [("1", "1"), ("3", "3")]
+    assert all(example.label is None and example.spans is None for example in corpus)
+    assert not corpus.has_documents and corpus.labels == ()
+
+
+def test_an_empty_list_of_spans_is_not_a_lack_of_spans(tmp_path: Path):
+    corpus = read_corpus(write(tmp_path, "a.jsonl", jsonl({"text": "one", "spans": []}, {"text": "two"})))
+    assert [example.spans for example in corpus] == [(), None]
+
+
+def test_csv_with_byte_order_mark_crlf_and_quotes(tmp_path: Path):
+    content = '\ufefftext,label,spans,document\r\n"Pay, ""now""\r\nor later",1,"[{""start"":0,""end"":3}]",d\r\n'
+    content += "\r\nNo,,,d\r\n"
+    first, second = read_corpus(write(tmp_path, "a.CSV", content))
+    assert first == Example('Pay, "now"\r\nor later', "1", "d", "1", (Span(0, 3),))
+    assert second == Example("No", "2", "d", None, None)
+
+
+def test_only_a_line_feed_ends_a_row_of_jsonl(tmp_path: Path):
+    """str.splitlines() would cut at these too; JSON lets them stand in a string as they are."""
+    text = "one\u2028two\u2029three\x85four"
+    corpus = read_corpus(write(tmp_path, "a.jsonl", json.dumps({"text": text}, ensure_ascii=False)))
+    assert [example.text for example in corpus] == [text]
+
+
+def test_columns_are_renamed(tmp_path: Path):
+    path = write(tmp_path, "a.csv", "sentence,category\nhello,greeting\n")
+    corpus = read_corpus(path, columns={"text": "sentence", "label": "category"})
+    assert corpus.examples[0].text == "hello" and corpus.labels == ("greeting",)
+    with pytest.raises(CorpusError, match=r"field label: needs a column 'class'; the columns are 'category', 'sent"):
+        read_corpus(path, columns={"text": "sentence", "label": "class"})
+    with pytest.raises(UnknownName, match="did you mean 'text'"):
+        read_corpus(path, columns={"txt": "sentence"})
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
+
+
+@given(texts=st.lists(TEXT, min_size=1, max_size=5), labels=st.lists(TEXT, min_size=5, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, texts: list[str], labels: list[str]):
+    folder = tmp_path_factory.mktemp("round")
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=False)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["text", "label"])
+    writer.writeheader()
+    writer.writerows(rows)
+    for path in (write(folder, "a.jsonl", lines), write(folder, "a.csv", table.getvalue())):
+        assert [{"text": example.text, "label": example.label} for example in read_corpus(path)] == rows
+
+
+GOOD = {"text": "fine"}
+FAULTS = {
+    "empty file": ("a.jsonl", "", "needs at least one example"),
+    "only a header": ("a.csv", "text,label\n", "needs at least one example"),
+    "empty csv": ("a.csv", "", "needs at least one example"),
+    "no text in jsonl": (
+        "a.jsonl",
+        jsonl(GOOD, {"sentence": "x", "label": "y"}),
+        "row 2, field text: needs a column 'text'; the columns are 'sentence', 'label'. "
+        "Name the right one with --text-column",
+    ),
+    "no text in csv": (
+        "a.csv",
+        "sentence\nx\n",
+        "row 1, field text: needs a column 'text'; the columns are 'sentence'",
+    ),
+    "text a number": ("a.jsonl", jsonl(GOOD, {"text": 5}), "row 2, field text: Input should be a valid string; got 5."),
+    "text null": ("a.jsonl", jsonl({"text": None}), "row 1, field text: Input should be a valid string; got None."),
+    "text blank": ("a.jsonl", jsonl(GOOD, {"text": " \n"}), "row 2, field text: the text is empty"),
+    "text blank in csv": ("a.csv", 'text,label\nx,1\n"",2\n', "row 2, field text: the text is empty"),
+    "half a character": ("a.jsonl", '{"text": "\\ud800"}', "row 1, field text: half of a surrogate"),
+    "half a label": ("a.jsonl", '{"text": "x", "label": "\\udfff"}', "row 1, field label: half of a surrogate"),
+    "label a list": ("a.jsonl", jsonl({"text": "x", "label": ["a"]}), "row 1, field label: "),
+    "label a fraction": ("a.jsonl", jsonl({"text": "x", "label": 0.5}), "row 1, field label: "),
+    "not json": ("a.jsonl", jsonl(GOOD) + "{'text': 'x'}\n", "row 2: needs one JSON object a line"),
+    "endless json": ("a.jsonl", "[" * 100_000, "row 1: needs one JSON object a line"),
+    "a huge number": ("a.jsonl", '{"text": ' + "1" * 5_000 + "}", "row 1: needs one JSON object a line"),
+    "not an object": ("a.jsonl", '"x"\n', "row 1: needs one JSON object a line; got 'x'"),
+    "spans not a list": ("a.jsonl", jsonl({"text": "x", "spans": {"start": 0}}), "row 1, field spans: "),
+    "span without end": ("a.jsonl", jsonl({"text": "x", "spans": [{"start": 0}]}), "row 1, field spans.0.end: "),
+    "span of floats": (
+        "a.jsonl",
+        jsonl({"text": "x", "spans": [{"start": 0.0, "end": 1}]}),
+        "row 1, field spans.0.start: ",
+    ),
+    "span too long": (
+        "a.jsonl",
+        jsonl(GOOD, {"text": "four", "spans": [{"start": 0, "end": 4}, {"start": 0, "end": 5}]}),
+        "row 2, field spans.1: the span from 0 to 5 lies outside its text of 4 characters",
+    ),
+    "span before the text": ("a.jsonl", jsonl({"text": "x", "spans": [{"start": -1, "end": 1}]}), "lies outside its"),
+    "span empty": ("a.jsonl", jsonl({"text": "xyz", "spans": [{"start": 1, "end": 1}]}), "is empty or reversed"),
+    "span reversed": ("a.jsonl", jsonl({"text": "xyz", "spans": [{"start": 2, "end": 1}]}), "is empty or reversed"),
+    "spans not json in csv": ("a.csv", 'text,spans\nx,"[0, 1"\n', "row 1, field spans: the cell is not JSON"),
+    "too many cells": ("a.csv", "text,label\nx,1\nx,y,1\n", "row 2: needs 2 cells as in the header; got 3"),
+    "open quote": ("a.csv", 'text\n"x\n', "row 1: needs CSV"),
+    "long cell": ("a.csv", "text\nfine\n" + "x" * 200_000 + "\n", "row 2: needs CSV with cells of at most 131,072"),
+    "column twice": ("a.csv", "text,text\nx,y\n", "'text' occurs twice"),
+    "not utf-8": ("a.jsonl", b'{"text": "caf\xe9"}', "needs UTF-8; byte 13 is not"),
+    "some documents": (
+        "a.jsonl",
+        jsonl({"text": "x", "document": "d"}, GOOD, GOOD),
+        "row 2, field document: needs every row to name its document, or none; 2 of 3 do not",
+    ),
+    "suffix": ("a.xlsx", "text", "needs a file whose name ends in .jsonl or .csv; got '.xlsx'"),
+    "no suffix": ("a", "text", "got a name without suffix"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_line_that_names_the_file(tmp_path: Path, fault: str):
+    name, content, message = FAULTS[fault]
+    path = write(tmp_path, name, content)
+    with pytest.raises(CorpusError) as caught:
+        read_corpus(path)
+    line = str(caught.value)
+    assert line.startswith(str(path)) and message in line and "\n" not in line and len(line) < 400 + len(str(path))
+    assert line.endswith((".", ")"))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path):
+    with pytest.raises(CorpusError, match=r"none\.jsonl: needs a data file; there is none"):
+        read_corpus(tmp_path / "none.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(CorpusError, match="got a folder"):
+        read_corpus(tmp_path / "folder.jsonl")
+
+
+def corpus_of(documents: list[int]) -> Corpus:
+    examples = tuple(Example("text", str(place), str(document)) for place, document in enumerate(documents))
+    return Corpus(examples, "made", "0", True)
+
+
+def test_select_keeps_the_order_asked_for():
+    corpus = corpus_of([1, 2, 3]).select([2, 0])
+    assert [example.id for example in corpus] == ["2", "0"] and corpus.checksum == "0"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 45), st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_a_sample_spreads_over_the_documents(documents: list[int], limit: int, seed: int):
+    corpus = corpus_of(documents)
+    sample = corpus.sample(limit, seed)
+    places = [int(example.id) for example in sample]
+    assert places == sorted(set(places)) and len(places) == min(limit, len(corpus))
+    assert sample == corpus.sample(limit, seed)
+    assert set(places) <= {int(example.id) for example in corpus.sample(limit + 1, seed)}
+    available = Counter(example.document for example in corpus)
+    taken = Counter(example.document for example in sample)
+    most = max(taken.values())
+    for document, count in available.items():
+        assert taken[document] >= min(count, most - 1)
+
+
+def test_a_sample_follows_its_seed():
+    corpus = corpus_of(list(range(50)))
+    assert corpus.sample(10, 0) != corpus.sample(10, 1)
+    with pytest.raises(CorpusError, match="at least 1 example; got a limit of 0"):
+        corpus.sample(0, 0)
+
+
+def test_cuad_is_read(shared: Path):
+    corpus = read_corpus(shared / "data" / "cuad" / "test.jsonl")
+    assert len(corpus) == 1355 and corpus.has_documents
+    for example in corpus:
+        assert example.spans and all(example.text[span.start : span.end].strip() for span in example.spans)
+
+
+def test_banking77_is_read(shared: Path):
+    corpus = read_corpus(shared / "data" / "banking77" / "test.csv", columns={"label": "category"})
+    assert len(corpus) == 3080 and len(corpus.labels) == 77 and not corpus.has_documents
