@@ -131,7 +131,9 @@ def _rounded(models: Sequence[Checkpoint]) -> list[Checkpoint]:
     narrowest = min((model.model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).bits)
     if narrowest == torch.float32:
         return []
-    rounded = copy.deepcopy(models[0].model).to(narrowest).to(models[0].model.dtype)
+    rounded = copy.deepcopy(models[0].model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.to(narrowest).to(parameter.dtype)
     return [Checkpoint(rounded, models[0].tokenizer, f"rounding to {narrowest}".replace("torch.", ""), {})]
 
 

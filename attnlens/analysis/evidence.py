@@ -87,6 +87,14 @@ def layer_names(layers: tuple[int, ...]) -> str:
     return f"layers {', '.join(names[:-1])} and {names[-1]}"
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """`value` with its sign, a true minus, and no sign at zero: +1.2, −0.4, 0.0."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
 def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     if verdict == "identical":
@@ -94,7 +102,7 @@ def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float],
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
         f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
-        f"{headline['estimate']:+.1f} (95 % {headline['low']:+.1f} … {headline['high']:+.1f}; "
+        f"{signed(headline['estimate'])} (95 % {signed(headline['low'])} … {signed(headline['high'])}; "
         f"{headline['documents']:.0f} documents)."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
@@ -111,7 +119,7 @@ def _rungs(verdict: str, row: pd.Series, headline: dict[str, float], sesoi: floa
     """Two checkpoints and no further runs can reach rungs 1 and 2; the rest says what would test it."""
     if verdict == "identical":
         return tuple(Rung(i + 1, question, "not applicable", "") for i, question in enumerate(QUESTIONS))
-    interval = f"{headline['low']:+.1f} … {headline['high']:+.1f} of 100"
+    interval = f"{signed(headline['low'])} … {signed(headline['high'])} of 100"
     excludes = bool(row["low"] > 0 or row["high"] < 0)
     beyond = excludes and row["p_adjusted"] < ALPHA
     large = bool(row["low"] > sesoi or row["high"] < -sesoi)

@@ -77,7 +77,7 @@ def prepare(
     for other in models[1:]:
         if other.tokenizer is not models[0].tokenizer:
             _check_same_ids(corpus, encodings, models[0], other, max_length)
-    decoder = models[0].model.config.is_decoder or _is_causal(models[0])
+    decoder = is_causal(models[0].model)
     sinks = [_sinks(encoded, decoder) for encoded in encodings]
     counts = [pieces(encoded, len(words(example.text))) for example, encoded in zip(corpus, encodings, strict=True)]
     columns = [[(~sink).astype(np.float32)] for sink in sinks]
@@ -108,7 +108,7 @@ def _facts(marks: list[np.ndarray], visible: list[np.ndarray], controls: list[Co
         "texts_with_salient_word": float(sum(bool(mark.any()) for mark in visible)),
         "texts_without_salient_word": float(sum(not mark.any() for mark in visible)),
         "salient_words_cut": float(salient - seen),
-        "match_rate": match_rate(controls),
+        "match_rate": match_rate(controls),  # NaN where no content word is marked
     }
 
 
@@ -120,8 +120,9 @@ def _sinks(encoded: Encoded, decoder: bool) -> np.ndarray:
     return sink
 
 
-def _is_causal(checkpoint: Checkpoint) -> bool:
-    return any(getattr(module, "is_causal", False) for module in checkpoint.model.modules())
+def is_causal(model: Any) -> bool:
+    """Whether the model's attention looks back only."""
+    return any(getattr(module, "is_causal", False) for module in model.modules())
 
 
 def _check_same_ids(
@@ -149,7 +150,7 @@ def row_selector(model: Any) -> str:
         return "content"
     if getattr(model.config, "classifier_pooling", "cls") == "mean":
         return "content"
-    return "last" if any(getattr(module, "is_causal", False) for module in model.modules()) else "cls"
+    return "last" if is_causal(model) else "cls"
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def prove(model: PreTrainedModel) -> Proof:
 
 def _batch(model: PreTrainedModel) -> dict[str, Tensor]:
     """Two texts of arbitrary tokens, one padded on the right."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = int(model.config.vocab_size)
     generator = torch.Generator().manual_seed(0)
     low = min(10, vocabulary - 2)
     ids = torch.randint(low, vocabulary, (TEXTS, TOKENS), generator=generator)
@@ -100,7 +100,7 @@ def _gap(left: Tensor, right: Tensor) -> float:
 
 def _eager(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """The model's own eager weights (B, L, H, Q, K)."""
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
         attentions = model(**batch, output_attentions=True).attentions

@@ -341,7 +341,7 @@ def _configs(root: nn.Module) -> list[Any]:
                 f"{type(model).__name__} computes attention outside transformers' attention interface; "
                 "attnlens cannot measure it yet"
             )
-    found = {id(model.config): model.config for model in models}
+    found: dict[int, Any] = {id(model.config): model.config for model in models}
     for module in root.modules():
         config = module.__dict__.get("config")
         if hasattr(config, "_attn_implementation_internal"):

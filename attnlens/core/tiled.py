@@ -260,7 +260,7 @@ class _Keeper:
         self.indicators = None if wanted.groups is None else wanted.groups.indicators().to(query.device)
         valid = wanted.queries
         self.queries = query.new_ones(texts, rows, dtype=torch.bool) if valid is None else valid.to(query.device)
-        sizes = {"row": (texts, heads, rows), "key": (texts, heads, inputs.keys.shape[1])}
+        sizes: dict[str, tuple[int, ...]] = {"row": (texts, heads, rows), "key": (texts, heads, inputs.keys.shape[1])}
         if self.groups is not None:
             sizes["group"] = (texts, heads, rows, self.groups[0].shape[2])
         self.kept = {name: like.new_zeros(sizes[STATISTICS[name].axes]) for name in self.names}

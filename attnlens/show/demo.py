@@ -12,7 +12,7 @@ from attnlens.training.record import read_record
 from attnlens.training.train import finetune
 
 # Enough for a held-out accuracy above .95 on the embedded corpus (data/README.md).
-STEPS, MAX_LENGTH, METHOD, SEED = 240, 128, "full", 0
+STEPS, LEARNING_RATE, MAX_LENGTH, METHOD, SEED = 200, 1e-4, 128, "full", 0
 CAVEAT = (
     "A check of the instrument on text we wrote; the deciding words are known, so a shift towards them is expected. "
     "It says nothing about ALF or real contracts."
@@ -32,7 +32,7 @@ def run_demo(
     base, checkpoint = _encoder(), Path(output) / "tuned.ckpt"
     data = embedded("contracts_train")
     if read_record(checkpoint) is None:
-        options = TrainOptions(max_steps=STEPS, max_length=MAX_LENGTH, progress=training)
+        options = TrainOptions(max_steps=STEPS, learning_rate=LEARNING_RATE, max_length=MAX_LENGTH, progress=training)
         finetune(base, data, method=METHOD, output=checkpoint, seed=SEED, options=options)
     return run_report(
         [base, checkpoint],

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
-from attnlens.show.plots import SIGNIFICANT, percent, signed
+from attnlens.show.plots import SIGNIFICANT, percent
 
 
 def listed(items: Iterable[object]) -> str:

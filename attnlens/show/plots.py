@@ -9,6 +9,8 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from attnlens.analysis.evidence import signed
+
 INK = "#1d2329"
 QUIET = "#68717c"
 FAINT = "#dfe3e8"
@@ -30,14 +32,6 @@ def clean(ax: Axes) -> Axes:
     ax.spines[["left", "bottom"]].set_color(QUIET)
     ax.tick_params(color=QUIET, labelcolor=INK)
     return ax
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """`value` with its sign, a true minus, and no sign at zero: +1.2, −0.4, 0.0."""
-    text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
-        return text
-    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
 def _signed_ticks(ax: Axes) -> None:

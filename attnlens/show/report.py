@@ -12,11 +12,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.show import findings
 from attnlens.show.figures import NARROW, Drawing, figure_set, margin, rendered, save_figures
 from attnlens.show.files import write
-from attnlens.show.plots import percent, plain, signed
+from attnlens.show.plots import percent, plain
 from attnlens.show.tables import all_tables, csv, heads_table, layers_table, summary, tests_table, weight_layers
 
 VIEWER = Path(__file__).parent / "viewer"

@@ -1,0 +1,320 @@
+"""Base against tuned: exact zeros for equal models, signs that turn with them, numbers from dense maps, resuming."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers as tf
+
+from attnlens.analysis import measure
+from attnlens.analysis.compare import CompareOptions, compare, weight_changes
+from attnlens.analysis.prepare import choose_salience, plan, prepare, row_selector
+from attnlens.analysis.results import open_comparison
+from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.record import attention_maps
+from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
+from attnlens.salience.controls import matched_controls
+from attnlens.text.align import encode, pieces, words
+from attnlens.text.corpus import Corpus, Example, read_corpus
+from attnlens.text.embedded import embedded
+
+OPTIONS = CompareOptions(batch_size=7, passages=2)
+
+
+@pytest.fixture(scope="module")
+def comparison(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
+    return compare(base, tuned, corpus=corpus, salience=("spans", "textrank"), options=OPTIONS)
+
+
+def test_a_model_compared_with_itself_is_identical(base: Checkpoint, corpus: Corpus):
+    """I-4: every shift exactly 0, every p exactly 1, every interval [0, 0], whatever the test."""
+    same = compare(
+        base, Checkpoint(copy.deepcopy(base.model), base.tokenizer, "copy", {}), corpus=corpus, options=OPTIONS
+    )
+    assert same.answer.verdict == "identical"
+    shift = same.data.isel(model=1) - same.data.isel(model=0)
+    assert all((shift[name].fillna(0) == 0).all() for name in shift)
+    tests = same.tests.dropna(subset="estimate")
+    assert (tests[["estimate", "low", "high", "effect_size"]] == 0).all(axis=None)
+    assert (tests[["p", "p_adjusted"]] == 1).all(axis=None)
+    assert (same.weights["relative"] == 0).all()
+    assert {rung.status for rung in same.answer.rungs} == {"not applicable"}
+
+
+def test_swapped_models_negate_every_signed_shift(comparison, base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
+    """I-5, for shifts, intervals, p and effect sizes."""
+    swapped = compare(tuned, base, corpus=corpus, salience=("spans", "textrank"), options=OPTIONS)
+    there, back = comparison.tests, swapped.tests
+    np.testing.assert_array_equal(there["estimate"], -back["estimate"])
+    np.testing.assert_array_equal(there["p"], back["p"])
+    np.testing.assert_array_equal(there["p_adjusted"], back["p_adjusted"])
+    np.testing.assert_allclose(there["low"], -back["high"], atol=1e-12)
+    np.testing.assert_allclose(there["high"], -back["low"], atol=1e-12)
+
+
+def test_numbers_equal_dense_maps_reduced_by_hand(comparison, base: Checkpoint, corpus: Corpus):
+    """Share, focus, log-odds, entropies of one text, from its eager maps, rows of content tokens, in plain numpy."""
+    example = corpus.examples[0]
+    encoded = encode(base.tokenizer, example.text, 512)
+    ids = torch.tensor(encoded.ids)[None]
+    maps = attention_maps(base.model, {"input_ids": ids}).numpy().astype(np.float64)[0]  # (L, H, Q, K)
+    content = ~encoded.special
+    inside = maps[..., content] / maps[..., content].sum(-1, keepdims=True)
+    inside = inside[:, :, content]  # rows: every token that is not special
+    counts = [pieces(encode(base.tokenizer, e.text, 512), len(words(e.text))) for e in corpus]
+    marks = [
+        np.array([any(s < span.end and e > span.start for span in x.spans or ()) for s, e in words(x.text)])
+        for x in corpus
+    ]
+    control = matched_controls(corpus, marks, counts, np.random.default_rng(0))[0]
+
+    def widen(weights: np.ndarray) -> np.ndarray:
+        return np.array([weights[word] if word >= 0 else 0.0 for word in encoded.word_of])[content]
+
+    marked, matched, drawn = (widen(w.astype(float)) for w in (marks[0], control.matched, control.weights))
+    got = comparison.data.isel(model=0, example=0).sel(salience="spans")
+    share = (inside * marked).sum(-1)
+    odds = np.log(share / marked.sum()) - np.log((1 - share) / (len(marked) - marked.sum()))
+    p = maps[:, :, content]
+    entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+    within = -(inside * np.log(np.where(inside > 0, inside, 1))).sum(-1) / np.log(content.sum())
+    expected = {
+        "share": share.mean(-1),
+        "share_matched": (inside * matched).sum(-1).mean(-1),
+        "share_control": (inside * drawn).sum(-1).mean(-1),
+        "focus": (inside * (matched - drawn)).sum(-1).mean(-1),
+        "log_odds": odds.mean(-1),
+        "entropy": entropy.mean(-1),
+        "entropy_content": within.mean(-1),
+        "content_mass": p[..., content].sum(-1).mean(-1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name].values, value, atol=1e-5, err_msg=name)
+
+
+def test_the_profile_is_the_mean_over_documents_of_the_mean_over_heads(comparison):
+    focus = comparison.data["focus"].sel(salience="spans")
+    shift = (focus.isel(model=1) - focus.isel(model=0)).mean("head")
+    by_hand = shift.groupby("document").mean().mean("document").values
+    rows = comparison.tests.query("family == 'profile' and salience == 'spans'")
+    np.testing.assert_allclose(rows["estimate"], by_hand, atol=1e-15)
+    total = comparison.tests.query("family == 'total' and salience == 'spans'")["estimate"].item()
+    assert total == pytest.approx(by_hand.sum(), abs=1e-15)
+    assert (rows["p_adjusted"] >= rows["p"]).all()
+    assert (rows["n"] == 20).all()
+
+
+def test_layers_below_the_change_do_not_move(comparison):
+    """Only the last layer's queries were touched: layer 0 is exactly still, by tests and by weights."""
+    first = comparison.tests.query("layer == 0")
+    assert (first["estimate"] == 0).all() and (first["p"] == 1).all()
+    layers = comparison.layers().set_index("layer")["relative"]
+    assert layers[0] == 0 and layers[1] > 0
+    moved = comparison.weights.query("relative > 0")
+    assert moved["matrix"].tolist() == ["encoder.layer.1.attention.self.query.weight"]
+
+
+def test_a_head_on_top_is_ignored_and_its_rows_are_read(base: Checkpoint, corpus: Corpus):
+    """A BertModel base against a BertForSequenceClassification: same backbone, rows of the first token."""
+    torch.manual_seed(0)
+    tuned = tf.BertForSequenceClassification(base.model.config)
+    tuned.bert.load_state_dict(base.model.state_dict(), strict=False)
+    got = compare(base, Checkpoint(tuned.eval(), base.tokenizer, "classifier", {}), corpus=corpus, options=OPTIONS)
+    assert got.provenance["rows"] == "cls"
+    assert (got.data["entropy"].isel(model=0) == got.data["entropy"].isel(model=1)).all()
+    assert set(got.weights.query("kind == 'head'")["matrix"]) == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [
+        (lambda: tf.BertModel(tf.BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)), "content"),
+        (
+            lambda: tf.BertForSequenceClassification(
+                tf.BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+            ),
+            "cls",
+        ),
+        (lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(n_embd=8, n_head=2, n_layer=1)), "last"),
+        (lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=8, n_head=2, n_layer=1)), "content"),
+    ],
+)
+def test_rows_follow_the_head(model, rows: str):
+    assert row_selector(model()) == rows
+
+
+def test_several_tuned_models_share_one_base(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison):
+    both = compare(base, [tuned, tuned], corpus=corpus, salience=("spans", "textrank"), options=OPTIONS)
+    assert both.models == ["base", "tuned", "tuned (2)"]
+    for name in ("tuned", "tuned (2)"):
+        rows = both.tests[both.tests["model"] == name].drop(columns="model").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, comparison.tests.drop(columns="model"))
+
+
+def test_real_decoders_compare(shared: Path):
+    """stories260K against a copy with noise: grouped queries, position 0 is a sink, rows of all content."""
+    from attnlens.checkpoints.load import load
+
+    base = load(shared / "models" / "stories260K")
+    noisy = copy.deepcopy(base.model)
+    with torch.no_grad():
+        noisy.model.layers[3].self_attn.q_proj.weight.mul_(1.5)
+    corpus = read_corpus(embedded("probe")).sample(30, 0)
+    got = compare(
+        base, Checkpoint(noisy, base.tokenizer, "noisy", {}), corpus=corpus, salience=("textrank",), options=OPTIONS
+    )
+    estimates = got.tests.query("family == 'entropy layer'")["estimate"].to_numpy()
+    assert (estimates[:3] == 0).all() and estimates[3] != 0
+    assert set(got.data["stack"].values) == {"decoder"}
+
+
+def test_missing_parts_are_measured_again_and_the_rest_is_kept(
+    base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = CompareOptions(batch_size=7, passages=2, parts=tmp_path / "parts")
+    compare(base, tuned, corpus=corpus, salience=("spans", "textrank"), options=options)
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert [part.name for part in parts] == [f"{i:06d}.npz" for i in range(6)]
+    parts[1].unlink()
+    parts[4].unlink()
+    calls = []
+    reduce = measure._reduce
+    monkeypatch.setattr(measure, "_reduce", lambda *args: calls.append(args[0].name) or reduce(*args))
+    resumed = compare(base, tuned, corpus=corpus, salience=("spans", "textrank"), options=options)
+    assert calls == ["base", "tuned"] * 2
+    pd.testing.assert_frame_equal(resumed.tests, comparison.tests)
+    assert resumed.data.identical(comparison.data)
+
+
+def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
+    comparison.save(tmp_path / "cmp")
+    comparison.save(tmp_path / "cmp")  # over itself
+    opened = open_comparison(tmp_path / "cmp")
+    pd.testing.assert_frame_equal(opened.tests, comparison.tests)
+    pd.testing.assert_frame_equal(opened.weights, comparison.weights)
+    assert opened.data.identical(comparison.data)
+    assert opened.answers == comparison.answers
+    assert opened.provenance == json.loads(json.dumps(comparison.provenance))
+    for one, other in zip(opened.passages, comparison.passages, strict=True):
+        np.testing.assert_array_equal(one.received, other.received)
+        assert vars(one) | {"received": 0} == vars(other) | {"received": 0}
+    assert not [path for path in (tmp_path / "cmp").iterdir() if path.name.startswith(".")]
+    with pytest.raises(AttnlensError, match="holds no comparison"):
+        open_comparison(tmp_path)
+
+
+def test_passages_keep_the_text_and_its_attention(comparison, corpus: Corpus):
+    texts = {example.id: example for example in corpus}
+    for passage in comparison.passages:
+        example = texts[passage.id]
+        assert "".join(passage.words) == example.text
+        assert passage.received.shape == (2, len(passage.heads), len(passage.words))
+        totals = passage.received.sum(-1)
+        assert (totals <= 100 + 1e-6).all() and (totals > 50).all()  # the rest went to punctuation
+        marked = "".join(word for word, mark in zip(passage.words, passage.marked, strict=True) if mark)
+        assert all(example.text[span.start : span.end].split()[0] in marked for span in example.spans or ())
+
+
+def test_rounding_to_the_narrower_dtype_is_measured(base: Checkpoint, corpus: Corpus):
+    """A bfloat16 copy shows the floor: its own shifts are those of the rounded base."""
+    rounded = copy.deepcopy(base.model).to(torch.bfloat16)
+    got = compare(base, Checkpoint(rounded, base.tokenizer, "bf16", {}), corpus=corpus, options=OPTIONS)
+    floor = got.provenance["rounding"]
+    assert floor["model"] == "rounding to bfloat16"
+    assert 0 < floor["entropy"] < 0.1
+    assert got.models == ["base", "bf16"]
+
+
+def test_default_salience_follows_the_data(corpus: Corpus):
+    bare = [Example(e.text, e.id, e.document, e.label) for e in corpus]
+    assert choose_salience(corpus) == ("spans",)
+    assert choose_salience(Corpus(tuple(bare), "x", "", True)) == ("keyness",)
+    unlabelled = [Example(e.text, e.id, e.document) for e in corpus]
+    assert choose_salience(Corpus(tuple(unlabelled), "x", "", True)) == ("textrank",)
+
+
+def test_long_spans_give_way_to_the_key_words_inside_them(shared: Path):
+    corpus = read_corpus(shared / "data" / "cuad" / "test.jsonl").sample(60, 0)
+    assert choose_salience(corpus) == ("spans_keyness", "spans")
+
+
+def test_the_probe_asks_no_focus_question(base: Checkpoint, tuned: Checkpoint):
+    probe = read_corpus(embedded("probe")).sample(30, 0)
+    got = compare(base, tuned, corpus=probe, options=CompareOptions(probe=True, passages=0))
+    assert got.answer.verdict == "not asked"
+    assert got.answer.sentence.startswith("Measured on 30 general English sentences written for this tool")
+    assert set(got.tests["family"]) == {"entropy layer", "entropy head"}
+    assert "focus" not in got.data
+
+
+def test_warnings_say_what_page_one_must_say(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
+    alone = Corpus(tuple(Example(e.text, e.id, e.id, e.label, e.spans) for e in corpus)[:6], "x", "", False)
+    got = compare(base, tuned, corpus=alone, options=CompareOptions(max_length=20, passages=0))
+    said = " ".join(got.provenance["warnings"])
+    assert "no `document` column" in said
+    assert "Only 6 documents" in said
+    assert "6 of 6 texts were cut at 20 tokens" in said
+    assert "lie beyond the cut" in said
+
+
+def test_batches_hold_every_text_once(base: Checkpoint, corpus: Corpus):
+    prepared = prepare(corpus, [base], salience=(), background=None, max_length=64, seed=0)
+    assert sorted(np.concatenate(plan(prepared, 7)).tolist()) == list(range(40))
+
+
+def other_shape(base: Checkpoint) -> Checkpoint:
+    config = copy.deepcopy(base.model.config)
+    config.num_hidden_layers = 3
+    return Checkpoint(tf.BertModel(config).eval(), base.tokenizer, "deeper", {})
+
+
+def other_tokens(base: Checkpoint) -> Checkpoint:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.add_tokens(["shal", "wil", "mus"])
+    return Checkpoint(base.model, tokenizer, "retokenised", {})
+
+
+def not_finite(base: Checkpoint) -> Checkpoint:
+    model = copy.deepcopy(base.model)
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.query.weight[0, 0] = torch.nan
+    return Checkpoint(model, base.tokenizer, "broken", {})
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (other_shape, IncompatibleCheckpoints, "num_hidden_layers is 2 in base and 3 in deeper"),
+        (other_tokens, IncompatibleCheckpoints, "must give the same token ids"),
+        (not_finite, CheckpointError, "broken gives NaN attention"),
+    ],
+)
+def test_models_that_cannot_be_compared(make, error, message: str, base: Checkpoint, corpus: Corpus):
+    with pytest.raises(error, match=message):
+        compare(base, make(base), corpus=corpus, options=OPTIONS)
+
+
+def test_texts_that_do_not_fit(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
+    unmarked = Corpus(tuple(Example(e.text, e.id, e.document, e.label, ()) for e in corpus), "bare", "", True)
+    with pytest.raises(CorpusError, match="no text has a salient word by 'spans' within 512 tokens"):
+        compare(base, tuned, corpus=unmarked, salience=("spans",), options=OPTIONS)
+    foreign = Corpus(
+        tuple(Example("\u2603 \u2602 \u2600 \u2604", str(i), str(i)) for i in range(12)), "signs", "", True
+    )
+    with pytest.raises(CorpusError, match="unknown to the tokenizer"):
+        compare(base, tuned, corpus=foreign, salience=(), options=OPTIONS)
+    with pytest.raises(IncompatibleCheckpoints, match="at least one tuned"):
+        compare(base, [], corpus=corpus)
+
+
+def test_weight_changes_of_two_checkpoints(base: Checkpoint, tuned: Checkpoint):
+    frame = weight_changes(base, tuned)
+    row = frame[frame["matrix"] == "encoder.layer.1.attention.self.query.weight"].iloc[0]
+    old = base.model.state_dict()[row["matrix"]].double()
+    new = tuned.model.state_dict()[row["matrix"]].double()
+    assert row["relative"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-12)
+    assert (row["module"], row["layer"]) == ("query", 1)

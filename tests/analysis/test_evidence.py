@@ -1,0 +1,102 @@
+"""The answer: verdict, sentence and rungs from planted profiles."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from attnlens.analysis.evidence import decide, layer_names, signed
+from attnlens.analysis.inference import infer
+
+SESOI = 0.02
+
+
+def planted(effects, *, spread: float = 0.01, documents: int = 40, seed: int = 0) -> xr.Dataset:
+    """Base and tuned whose focus differs by `effects` (L,), with noise between documents; two heads a layer."""
+    rng = np.random.default_rng(seed)
+    layers = len(effects)
+    before = rng.normal(0.1, 0.05, (documents, layers, 2, 1))
+    after = before + np.asarray(effects)[None, :, None, None] + rng.normal(0, spread, (documents, layers, 2, 1))
+    focus = np.stack([before, after])
+    dims = ("model", "example", "layer", "head")
+    flat = rng.random((2, documents, layers, 2))
+    return xr.Dataset(
+        {
+            "focus": ((*dims, "salience"), focus),
+            "share": ((*dims, "salience"), 0.2 + focus),
+            "entropy": (dims, flat),
+            "entropy_content": (dims, flat),
+        },
+        coords={
+            "model": ["base", "tuned"],
+            "salience": ["spans"],
+            "document": ("example", [f"d{i:03d}" for i in range(documents)]),
+        },
+    )
+
+
+def answer(data: xr.Dataset):
+    tests = infer(data, sesoi=SESOI, seed=0)
+    rows = tests[tests["family"] == "profile"]
+    return decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=False)
+
+
+def test_yes_names_the_layers_largest_first():
+    result = answer(planted([0.0, 0.05, 0.12]))
+    assert (result.verdict, result.layers) == ("yes", (2, 1))
+    assert result.sentence.startswith(
+        "Yes, on these texts, mainly in layer 3 and also in layer 2. In layer 3, of 100 units"
+    )
+    assert "30 went to the marked words before tuning, 42 after" in result.sentence
+    assert result.headline["estimate"] == pytest.approx(12.0, abs=0.5)
+    assert [rung.status for rung in result.rungs] == ["yes", "yes", "not tested", "not tested", "not tested"]
+
+
+def test_away_when_attention_leaves_the_words():
+    result = answer(planted([0.0, -0.08, 0.0]))
+    assert (result.verdict, result.layers) == ("away", (1,))
+    assert result.sentence.startswith("No: away from the marked words, mainly in layer 2.")
+
+
+def test_yes_wins_over_away():
+    assert answer(planted([-0.08, 0.08])).verdict == "yes"
+
+
+def test_no_needs_equivalence_in_every_layer():
+    assert answer(planted([0.001, -0.002, 0.0])).verdict == "no"
+
+
+def test_significant_but_too_small_is_not_yes():
+    """A difference always exists; rung 1 says so, rung 2 does not, and the verdict is no."""
+    result = answer(planted([0.005, 0.0], spread=0.002))
+    assert result.verdict == "no"
+    assert [rung.status for rung in result.rungs[:2]] == ["yes", "no"]
+
+
+def test_wide_intervals_are_unclear():
+    assert answer(planted([0.01, 0.0], spread=0.3, documents=12)).verdict == "unclear"
+
+
+def test_an_effect_on_the_edge_of_the_margin_is_unclear():
+    assert answer(planted([0.02, 0.0])).verdict == "unclear"
+
+
+def test_layers_are_named_from_one():
+    assert layer_names((5,)) == "layer 6"
+    assert layer_names((4, 2, 5)) == "layers 3, 5 and 6"
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.24, "+1.2"), (-0.4, "−0.4"), (-0.01, "0.0"), (0.0, "0.0")])
+def test_numbers_carry_a_true_sign(value: float, text: str):
+    assert signed(value) == text
+
+
+def test_the_same_texts_twice_are_not_twice_the_evidence():
+    """The document is the unit: doubling every text changes no p and no interval."""
+    once = planted([0.03, 0.0])
+    twice = xr.concat(
+        [once, once], "example", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    for name in ("low", "high", "p", "n"):
+        np.testing.assert_allclose(
+            infer(once, sesoi=SESOI, seed=0)[name], infer(twice, sesoi=SESOI, seed=0)[name], atol=1e-12
+        )
