@@ -192,9 +192,7 @@ def _distance(tile: _Tile) -> Tensor:
 
 def _share(tile: _Tile) -> Tensor:
     _, weights, count = tile.content
-    columns, content = needed_columns(tile.groups)
-    kept = (weights.flatten(1, 2) @ (columns * content[..., None])).view(*weights.shape[:3], -1)
-    return kept.masked_fill((count == 0)[..., None], torch.nan)
+    return tile.grouped(weights).masked_fill((count == 0)[..., None], torch.nan)
 
 
 def _log_odds(tile: _Tile) -> Tensor:

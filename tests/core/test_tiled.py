@@ -27,6 +27,7 @@ CASES = {
     "causal sinks": {"sinks": True, "causal": True},
     "bias": {"bias": True},
     "mask": {"mask": "bool"},
+    "causal mask": {"mask": "bool", "causal": True},
     "float mask per head": {"mask": "float", "bias": True},
     "everything": {"mask": "bool", "bias": True, "softcap": 3.0, "sinks": True},
 }
@@ -47,7 +48,9 @@ def problem(options: dict, *, heads_kv: int = 2, seed: int = 0, spread: float = 
     elif options.get("mask") == "float":
         mask = rng.random((B, H, queries, K)) < 0.6
         edit = rng.normal(size=(B, H, queries, K))
-        given = torch.where(torch.tensor(mask), torch.tensor(edit), torch.tensor(FLOOR, dtype=torch.float64))
+        # Half of the lowest number is the border: sums of several masks land beyond it.
+        floor = np.where(rng.random(mask.shape) < 0.5, FLOOR, 0.6 * FLOOR)
+        given = torch.tensor(np.where(mask, edit, floor))
         add = edit
     if bias is not None:
         add = bias if add is None else add + bias
@@ -176,6 +179,16 @@ def test_low_precision_input_is_reduced_in_float32(dtype: torch.dtype):
     assert output is not None and output.dtype == dtype
     assert got["entropy"].dtype == torch.float32
     torch.testing.assert_close(got["entropy"].double(), exact["entropy"], atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+def test_hidden_keys_get_nothing_however_low_the_visible_logits_lie():
+    _, (q, k, _), _, wanted = problem({})
+    hidden = torch.zeros(1, 1, 1, K, dtype=torch.bool)
+    hidden[..., :3] = True
+    low = attend(q, k, None, Scores(0.4, mask=~hidden, bias=torch.full((1, 1, 1, 1), -4000.0)), wanted)[1]
+    plain = attend(q, k, None, Scores(0.4, mask=~hidden), wanted)[1]
+    torch.testing.assert_close(low["entropy"], plain["entropy"], atol=1e-9, rtol=0, equal_nan=True)
+    assert (low["received"][..., :3].isnan()).all()
 
 
 def test_input_is_untouched():
