@@ -21,6 +21,7 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.load import check_hub
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 from attnlens.training.methods import head_parameters
 
@@ -114,6 +115,7 @@ def _locate(base: str | Path) -> tuple[str, str]:
         raise CheckpointError(f"{home_free(local)} is a file: needed a Hugging Face checkpoint directory or a hub id.")
     if isinstance(base, Path) or str(base).startswith((".", "/", "~")) or str(base).count("/") > 1:
         raise CheckpointError(f"no checkpoint at {home_free(local)}: needed a Hugging Face directory or a hub id.")
+    check_hub(str(base))
     return str(base), str(base)
 
 

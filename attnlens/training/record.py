@@ -33,7 +33,8 @@ def read_record(directory: str | Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{home_free(path)} cannot be read as JSON ({error}): remove it or train again."
         ) from error
-    if not isinstance(record, dict) or "attnlens" not in record:
+    parts = ("base", "data", "metrics")
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
         raise CheckpointError(f"{home_free(path)} is not a training record of attnlens: remove it or train again.")
     return record
 

@@ -375,7 +375,7 @@ def test_a_place_that_cannot_be_written(tiny: Tiny, corpus: Corpus, data_file: P
         ("./nowhere", "no checkpoint at nowhere"),
         ("empty", r"empty holds no config\.json"),
         ("file.txt", r"file\.txt is a file: needed"),
-        ("unheard/of-model", "cannot load unheard/of-model as a sequence classifier"),
+        ("unheard/of-model", "unheard/of-model is no folder here, and no such model could be had"),
         ("garbage", "cannot load .*garbage as a sequence classifier"),
     ],
 )
