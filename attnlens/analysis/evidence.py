@@ -23,11 +23,12 @@ def decide(
     """Answer for one tuned model under one salience definition.
 
     profile: the rows of family "profile", layers in order. "yes" iff some lower simultaneous bound > SESOI; "away" iff
-    some upper bound < −SESOI and none is yes; "no" iff all layers are equivalent to 0 at the SESOI; "identical" iff the
-    models are; else "unclear".
+    some upper bound < −SESOI and none is yes; both need the adjusted sign-flip p too, exact where documents are
+    few. "no" iff all layers are equivalent to 0 at the SESOI; "identical" iff the models are; else "unclear".
     """
     low, high, estimate = (profile[name].to_numpy() for name in ("low", "high", "estimate"))
-    toward, away = np.flatnonzero(low > sesoi), np.flatnonzero(high < -sesoi)
+    tested = profile["p_adjusted"].to_numpy() < ALPHA
+    toward, away = np.flatnonzero((low > sesoi) & tested), np.flatnonzero((high < -sesoi) & tested)
     shift = data.sel(model=model) - data.isel(model=0)
     same = all(bool((shift[name].fillna(0) == 0).all()) for name in ("entropy", "focus"))
     if same and same_weights:
@@ -45,7 +46,7 @@ def decide(
     headline = _headline(profile, data, model=model, salience=salience, layer=shown)
     layers_shown = tuple(int(layer) for layer in layers)
     sentence = _sentence(verdict, layers_shown, headline, sesoi)
-    rungs = _rungs(verdict, profile.iloc[shown], headline, sesoi)
+    rungs = _rungs(verdict, profile, shown, sesoi)
     return Answer(verdict, sentence, layers_shown, headline, rungs)
 
 
@@ -95,6 +96,12 @@ def signed(value: float, digits: int = 1) -> str:
     return ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
+def _interval(low: float, high: float) -> str:
+    if np.isnan(low) or np.isnan(high):
+        return "no interval: too few documents"
+    return f"95 % {signed(low)} … {signed(high)}"
+
+
 def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     if verdict == "identical":
@@ -102,7 +109,7 @@ def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float],
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
         f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
-        f"{signed(headline['estimate'])} (95 % {signed(headline['low'])} … {signed(headline['high'])}; "
+        f"{signed(headline['estimate'])} ({_interval(headline['low'], headline['high'])}; "
         f"{headline['documents']:.0f} documents)."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
@@ -115,26 +122,29 @@ def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float],
     return f"{opening} {counts}"
 
 
-def _rungs(verdict: str, row: pd.Series, headline: dict[str, float], sesoi: float) -> tuple[Rung, ...]:
+def _rungs(verdict: str, profile: pd.DataFrame, shown: int, sesoi: float) -> tuple[Rung, ...]:
     """Two checkpoints and no further runs can reach rungs 1 and 2; the rest says what would test it."""
     if verdict == "identical":
         return tuple(Rung(i + 1, question, "not applicable", "") for i, question in enumerate(QUESTIONS))
-    interval = f"{signed(headline['low'])} … {signed(headline['high'])} of 100"
-    excludes = bool(row["low"] > 0 or row["high"] < 0)
-    beyond = excludes and row["p_adjusted"] < ALPHA
-    large = bool(row["low"] > sesoi or row["high"] < -sesoi)
-    detail = f"Layer {headline['layer']:.0f}: simultaneous 95 % interval {interval}"
+    low, high = profile["low"].to_numpy(), profile["high"].to_numpy()
+    beyond = ((low > 0) | (high < 0)) & (profile["p_adjusted"].to_numpy() < ALPHA)
+    large = beyond & ((low > sesoi) | (high < -sesoi))
+    sizes = profile["estimate"].abs().to_numpy()
+    layer = int(np.where(beyond, sizes, -1.0).argmax()) if beyond.any() else shown
+    row = profile.iloc[layer]
+    interval = _interval(100 * row["low"], 100 * row["high"])
+    margin = f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter"
+    clears = (
+        f"clears it in {layer_names(tuple(np.flatnonzero(large).tolist()))}" if large.any() else "clears it nowhere"
+    )
     return (
         Rung(
-            1, QUESTIONS[0], "yes" if beyond else "no", f"{detail}, sign-flip p = {row['p_adjusted']:.2g} over layers."
+            1,
+            QUESTIONS[0],
+            "yes" if beyond.any() else "no",
+            f"Layer {layer + 1}: {interval}, simultaneous over layers; sign-flip p = {row['p_adjusted']:.2g}.",
         ),
-        Rung(
-            2,
-            QUESTIONS[1],
-            "yes" if large else "no",
-            f"The interval {'clears' if large else 'does not clear'} "
-            f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter.",
-        ),
+        Rung(2, QUESTIONS[1], "yes" if large.any() else "no", f"Against {margin}: the interval {clears}."),
         Rung(
             3,
             QUESTIONS[2],

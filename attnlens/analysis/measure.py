@@ -1,9 +1,12 @@
 """Run the models over the prepared texts under `record`; whole batches become atomic part files, so runs resume."""
 
+import hashlib
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -43,22 +46,38 @@ def measure(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOp
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
     if options.parts is not None:
         options.parts.mkdir(parents=True, exist_ok=True)
+    identity = None if options.parts is None else fingerprint(models, prepared, options)
+    found = sites(models[0], prepared, options.selector)
     done, parts = 0, []
+    if options.progress is not None:
+        options.progress(done, len(prepared.examples))  # the question made sense: work begins
     for number, group in enumerate(groups):
         path = None if options.parts is None else options.parts / f"{number:06d}.npz"
-        part = None if path is None or not path.exists() else _read(path)
+        part = None if path is None or not path.exists() else _read(path, identity)
         if part is None:
             part = _part(models, prepared, group, options)
             if path is not None:
-                _write(path, part)
+                _write(path, part | {"identity": np.array(identity)})
         parts.append(part)
         done += sum(len(indices) for indices in group)
         if options.progress is not None:
             options.progress(done, len(prepared.examples))
     order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
-    names = [name for name in parts[0] if name != "example"]
+    names = [name for name in parts[0] if name not in ("example", "identity")]
     arrays = {name: np.concatenate([part[name] for part in parts], 1)[:, order] for name in names}
-    return arrays, sites(models[0], prepared, options.selector)
+    return arrays, found
+
+
+def fingerprint(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOptions) -> str:
+    """What a part file's numbers depend on: weights, tokens, groups, rows, batches."""
+    digest = hashlib.sha256(repr((options.selector, options.batch_size, prepared.salience)).encode())
+    for encoded, columns in zip(prepared.encodings, prepared.columns, strict=True):
+        digest.update(encoded.ids.tobytes() + columns.tobytes())
+    for checkpoint in models:
+        for name, tensor in checkpoint.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sites(checkpoint: Checkpoint, prepared: Prepared, selector: str) -> list[Site]:
@@ -90,9 +109,11 @@ def _reduce(checkpoint: Checkpoint, batch: Batch, definitions: int) -> Arrays:
     with torch.inference_mode(), record(backbone, names, groups=batch.columns, rows=batch.rows) as tape:
         backbone(input_ids=batch.ids, attention_mask=batch.mask)
     values = {name: tape[name].cpu().numpy().astype(np.float64) for name in names}
-    if np.isnan(values["entropy"]).any():
+    selected = (batch.rows[..., 0] > 0).any(1).cpu().numpy()
+    broken = np.isnan(values["entropy"]).any((1, 2)) & selected
+    if broken.any():
         raise CheckpointError(
-            f"{checkpoint.name} gives NaN attention on {int(np.isnan(values['entropy']).any((1, 2)).sum())} texts: "
+            f"{checkpoint.name} gives NaN attention on {int(broken.sum())} texts: "
             "its weights or activations are not finite"
         )
     result = {
@@ -101,9 +122,7 @@ def _reduce(checkpoint: Checkpoint, batch: Batch, definitions: int) -> Arrays:
         "content_mass": values["mass"][..., 0],
     }
     if definitions:
-        present = batch.columns.sum(1).cpu().numpy()[:, None, None]  # (B, 1, 1, G)
-        share = np.where(present > 0, values["share"], np.nan)
-        marked, matched, control = (share[..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION))
+        marked, matched, control = (values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION))
         result |= {"share": marked, "share_matched": matched, "share_control": control, "focus": matched - control}
         result["log_odds"] = values["log_odds"][..., 1::PER_DEFINITION]
     return result
@@ -119,6 +138,11 @@ def _write(path: Path, part: Arrays) -> None:
     temporary.replace(path)
 
 
-def _read(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+def _read(path: Path, identity: str | None) -> Arrays | None:
+    """The part as it was written; None where it is another run's or the disk has spoiled it: it is measured again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            part = {name: stored[name] for name in stored.files}
+        return part if str(part.get("identity")) == identity else None
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error):
+        return None

@@ -30,7 +30,8 @@ def choose_passages(
     candidates = [
         i
         for i, encoded in enumerate(prepared.encodings)
-        if marks is None or (marks[i] & np.isin(np.arange(len(marks[i])), encoded.word_of)).any()
+        if (encoded.word_of >= 0).any()
+        and (marks is None or (marks[i] & np.isin(np.arange(len(marks[i])), encoded.word_of)).any())
     ]
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(candidates)[:count].tolist())
@@ -89,9 +90,9 @@ def _received(checkpoint: Checkpoint, prepared: Prepared, selector: str, index: 
     """
     batch = assemble(prepared, np.array([index]), selector=selector, checkpoint=checkpoint)
     backbone = checkpoint.model.base_model
-    with torch.inference_mode(), record(backbone, ("received",), rows=batch.rows) as tape:
+    with torch.inference_mode(), record(backbone, ("received",), rows=batch.rows[..., 0]) as tape:
         backbone(input_ids=batch.ids, attention_mask=batch.mask)
     content = batch.columns[0, :, 0].cpu().numpy()
     received = tape["received"][0].cpu().numpy().astype(np.float64) * content
     received = np.where(content > 0, received, 0.0)
-    return received / received.sum(-1, keepdims=True)
+    return received / np.maximum(received.sum(-1, keepdims=True), np.finfo(float).tiny)

@@ -153,9 +153,23 @@ def row_selector(model: Any) -> str:
     return "last" if is_causal(model) else "cls"
 
 
+def _eligible(columns: np.ndarray, backwards: bool) -> np.ndarray:
+    """(T, G) bool: rows in which a column's share is data: some of its words are visible (METRICS 1).
+
+    Matched words and their controls are compared on the same rows, those that see both.
+    """
+    present = columns > 0
+    seen = np.logical_or.accumulate(present, 0) if backwards else np.broadcast_to(present.any(0), present.shape)
+    seen = seen.copy()
+    matched, control = (seen[:, kind::PER_DEFINITION] for kind in (2, 3))
+    matched &= control
+    control &= matched
+    return seen
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some texts padded on the right: ids and mask (B, T), group columns (B, T, G), row weights (B, T)."""
+    """Some texts padded on the right: ids and mask (B, T), group columns and row weights of each (B, T, G)."""
 
     indices: np.ndarray
     ids: Tensor
@@ -179,14 +193,16 @@ def assemble(prepared: Prepared, indices: np.ndarray, *, selector: str, checkpoi
     longest = max(len(prepared.encodings[i].ids) for i in indices)
     ids = np.full((len(indices), longest), padding)
     mask = np.zeros((len(indices), longest), dtype=np.int64)
-    rows = np.zeros((len(indices), longest), dtype=np.float32)
     columns = np.zeros((len(indices), longest, prepared.columns[0].shape[1]), dtype=np.float32)
+    rows = np.zeros_like(columns)
+    backwards = is_causal(checkpoint.model)
     for row, index in enumerate(indices):
         encoded = prepared.encodings[index]
         length = len(encoded.ids)
         ids[row, :length], mask[row, :length] = encoded.ids, 1
         columns[row, :length] = prepared.columns[index]
         chosen = {"cls": slice(0, 1), "last": slice(length - 1, length), "content": slice(0, length)}[selector]
-        rows[row, chosen] = ~encoded.special[chosen] if selector == "content" else 1
+        base = ~encoded.special[chosen] if selector == "content" else np.ones(len(encoded.ids))[chosen] > 0
+        rows[row, chosen] = base[:, None] & _eligible(prepared.columns[index], backwards)[chosen]
     tensors = (torch.from_numpy(array).to(checkpoint.model.device) for array in (ids, mask, columns, rows))
     return Batch(indices, *tensors)

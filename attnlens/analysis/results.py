@@ -1,6 +1,7 @@
 """What a comparison is: labelled arrays, tables, the answer, and where they came from; saved and opened whole."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from attnlens.core.errors import AttnlensError
+from attnlens.core.errors import AttnlensError, OutputExists
 
 STORE = "comparison.zarr"
 TABLES = ("weights", "tests")
@@ -105,17 +106,22 @@ class Comparison:
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), two CSV tables and one JSON; readable without attnlens.
 
-        Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced.
+        Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced; OutputExists
+        where files of these names stand there without one.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
+        taken = [name for name in (STORE, *(f"{table}.csv" for table in TABLES)) if (folder / name).exists()]
+        if taken and not (folder / RECORD).exists():
+            raise OutputExists(f"{folder} holds a {taken[0]} that is no part of a comparison: choose another folder")
         with TemporaryDirectory(dir=folder, prefix=".comparison-") as name:
             building = Path(name)
             self.data.to_zarr(building / STORE, zarr_format=2, consolidated=True)
             for table in TABLES:
                 getattr(self, table).to_csv(building / f"{table}.csv", index=False)
-            (building / RECORD).write_text(json.dumps(self._record(), ensure_ascii=False, indent=1))
-            for part in sorted(building.iterdir()):
+            record = json.dumps(_plain(self._record()), ensure_ascii=False, indent=1, allow_nan=False)
+            (building / RECORD).write_text(record, encoding="utf-8")
+            for part in sorted(building.iterdir()):  # comparison.json first: it marks the rest as ours
                 _replace(part, folder / part.name)
         return folder
 
@@ -149,9 +155,19 @@ def open_comparison(directory: str | Path) -> Comparison:
     return Comparison(data, weights, tests, answers, passages, record["provenance"])
 
 
+def _plain(value: Any) -> Any:
+    """The same value for JSON, which has no NaN: null stands for no data."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _answer(fields: dict[str, Any]) -> Answer:
     rungs = tuple(Rung(**rung) for rung in fields["rungs"])
-    return Answer(**(fields | {"layers": tuple(fields["layers"]), "rungs": rungs}))
+    headline = {name: math.nan if value is None else value for name, value in fields["headline"].items()}
+    return Answer(**(fields | {"layers": tuple(fields["layers"]), "rungs": rungs, "headline": headline}))
 
 
 def _passage(fields: dict[str, Any]) -> Passage:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,6 +55,7 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UnknownName.among("dtype", dtype, DTYPES)
+    _check_device(device)
     where = locate(source)
     config = read_config(where)
     model = _model(where, config, "auto" if dtype is None else DTYPES[dtype]).to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -89,6 +91,8 @@ def locate(source: str | Path) -> Path | str:
 
 def read_config(where: Path | str) -> Any:
     """The configuration, without running code of the checkpoint."""
+    if isinstance(where, str):
+        check_hub(where)
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -97,18 +101,38 @@ def read_config(where: Path | str) -> Any:
         raise CheckpointError(f"{home_free(where)}/config.json cannot be used: {_first_line(error)}") from error
 
 
+def check_hub(name: str) -> None:
+    """CheckpointError for a hub id that is neither in the local cache nor at the hub.
+
+    transformers would ask six times, for half a minute, where a mistyped folder or a missing network is the cause.
+    """
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)
+    except Exception as error:  # its errors have no common root below Exception
+        raise CheckpointError(f"{name} is no folder here, and no such model could be had from the hub") from error
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises for an absent and for an unknown device
+        raise CheckpointError(f"device {device} cannot be used here: {_first_line(error)}") from error
+
+
 def _model(where: Path | str, config: Any, dtype: Any) -> PreTrainedModel:
     """The model in the architecture it was saved in, all backbone weights present."""
     if config.is_encoder_decoder:
         raise UnsupportedModel(f"{where} is an encoder–decoder model; attnlens cannot compare those yet")
     names = config.architectures or []
     architecture = getattr(transformers, names[0], None) if names else None
-    if architecture is None:
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         architecture = transformers.AutoModel
     try:
-        model, report = architecture.from_pretrained(
+        loaded: Any = architecture.from_pretrained(
             where, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
+        model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {where} cannot be loaded: {_first_line(error)}") from error
     backbone = model.base_model_prefix + "."

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attnlens.checkpoints.tape import Call, Site, Tape
@@ -66,9 +66,19 @@ def attention(
     return result
 
 
+def attention_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
+    """The mask the model would have had: eager attention expects an additive one that is never left out.
+
+    A block recomputed in the backward pass, after recording, still gets this mask, with the model's own attention.
+    """
+    if _switched.get(id(config), (None, None, 0))[1] == "eager":
+        return eager_mask(*args, config=config, **kwargs)
+    return sdpa_mask(*args, config=config, **kwargs)
+
+
 AttentionInterface.register(NAME, attention)
 # Under the same name, or transformers leaves the mask out without a word.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, attention_mask)
 
 
 def _scores(
@@ -97,29 +107,13 @@ def _original(
         forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if forward is None:
             raise UnsupportedModel(f"{type(module).__name__} has no eager attention of its own; load it with sdpa")
-        return forward(module, query, key, value, _eager_mask(module, query, key, mask, kwargs), **kwargs)
+        return forward(module, query, key, value, mask, **kwargs)
     if name not in (None, "sdpa"):
         raise UnsupportedModel(
             f"exact recording cannot keep {name!r} attention, whose masks differ; load the model with "
             'attn_implementation="sdpa", or record under torch.no_grad() without exact=True'
         )
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
-
-
-def _eager_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]
-) -> Tensor | None:
-    """The additive mask that eager attention expects, from the one of `sdpa_mask`, which may leave a causal one out."""
-    if mask is None:
-        scores = _scores(module, query, key, None, None, kwargs)
-        if not scores.causal:
-            return None
-        mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool)
-        mask = mask.tril(key.shape[2] - query.shape[2])[None, None]
-    if mask.dtype != torch.bool:
-        return mask
-    floor = torch.finfo(query.dtype).min
-    return torch.where(mask, query.new_zeros(()), query.new_full((), floor))
 
 
 @dataclass
@@ -130,7 +124,8 @@ class record:  # a verb in lower case, like torch.no_grad
     statistics: names of the registry (attnlens.core.rows.STATISTICS).
     groups: (B, K) integers 0 other content, 1 salient, 2 sink, 3 virtual, −1 padding; or (B, K, G) float weights with
         the content in column 0.
-    rows: (B, Q) weights; the tape then holds row means, (B, L, H[, G]), and their counts instead of rows.
+    rows: (B, Q) weights, or (B, Q, G) with rows of its own for each group column (column 0 serves the statistics
+        without groups); the tape then holds row means, (B, L, H[, G]), and their counts instead of rows.
     layers, heads: numbers of the attention sites (in the order they run) and of their heads; None: all.
     exact: keep the model's own implementation and compute the statistics beside it. Without it, and under no_grad,
         output and statistics come from one tiled pass in float32 (≤ 1e-5 relative).
@@ -215,6 +210,10 @@ class _Session:
             self.root.register_forward_pre_hook(self.begin, with_kwargs=True),
             self.root.register_forward_hook(self.end, always_call=True),
         ]
+        # The root may be a wrapper that builds the mask itself; an encoder–decoder's inner models share one name.
+        if not getattr(self.configs[0], "is_encoder_decoder", False):
+            inner = [m for m in self.modules.values() if isinstance(m, PreTrainedModel) and m is not self.root]
+            self.hooks += [model.register_forward_pre_hook(self.note, with_kwargs=True) for model in inner]
 
     def close(self) -> None:
         """Undo `open`, whatever happened in between."""
@@ -242,17 +241,25 @@ class _Session:
             raise UnsupportedModel(
                 f"{type(self.root).__name__} ran no attention through transformers' attention interface"
             )
+        most = max(call.seen for call in self.tape.calls)
+        if self.layers is not None and not self.layers <= set(range(most)):
+            raise ShapeError(f"layers must lie in 0 … {most - 1}; got {sorted(self.layers)}")
 
     def begin(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the root: a call opens; its padding masks are noted."""
         if threading.get_ident() != self.thread:
             raise AttnlensError("this model is being recorded by another thread: give each thread its own copy")
+        self.arguments, self.call = {}, Call()
+        self.note(root, args, kwargs)
+
+    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of each inner model: what it was called with, by name."""
         try:
-            bound = inspect.signature(root.forward).bind_partial(*args, **kwargs).arguments
+            bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
         except TypeError:
             bound = kwargs
-        self.arguments = {**bound, **bound.get("kwargs", {})}
-        self.call = Call()
+        known = {**bound, **bound.get("kwargs", {})}
+        self.arguments |= {name: value for name, value in known.items() if value is not None}
 
     def end(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Post-hook of the root, also after an exception: only a complete call is kept."""
@@ -282,7 +289,7 @@ class _Session:
         if self.heads is not None:
             query, key, scores = _only(self.heads, query, key, scores)
         if self.names == (MAP,):
-            weights = dense_map(query.detach(), key.detach(), scores).weights
+            weights = dense_map(query.detach(), key.detach(), scores).weights[..., : key.shape[2]]
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
             output = None
         else:
@@ -299,7 +306,7 @@ class _Session:
 
     def _check(self, query: Tensor, key: Tensor) -> None:
         for name, tensor, length in (("groups", self.groups, key.shape[2]), ("rows", self.rows, query.shape[2])):
-            shape = tensor.content.shape if isinstance(tensor, Groups) else None if tensor is None else tensor.shape
+            shape = None if tensor is None else (tensor.content if isinstance(tensor, Groups) else tensor).shape[:2]
             if shape is not None and tuple(shape) != (query.shape[0], length):
                 raise ShapeError(f"{name} must be ({query.shape[0]}, {length}) for this batch; got {tuple(shape)}")
 
@@ -318,10 +325,10 @@ class _Session:
         decoder = getattr(self.configs[0], "is_encoder_decoder", False) and site.stack == "decoder"
         mask = self.arguments.get("decoder_attention_mask" if decoder else "attention_mask")
         length = query.shape[2]
-        valid = [] if self.rows is None else [self.rows > 0]
+        valid = [] if self.rows is None else [(self.rows if self.rows.ndim == 2 else self.rows.amax(2)) > 0]
         if mask is not None and mask.ndim == 2 and mask.shape[1] >= length:
             valid.append(mask[:, -length:] != 0)
-        if self.padding is not None and self.padding.shape[1] == length:
+        if self.padding is not None and self.padding.shape[1] == length and not decoder:
             valid.append(~self.padding)
         result = None
         for part in valid:
@@ -367,7 +374,8 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
 
 def _row_mean(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean over the row axis of (B, H, Q[, G]) and how many rows it stands on; NaN where there is none."""
-    weights = rows[:, None] if values.ndim == 3 else rows[:, None, :, None]
+    shared = rows if rows.ndim == 2 else rows[..., 0]
+    weights = shared[:, None] if values.ndim == 3 else (shared[..., None] if rows.ndim == 2 else rows)[:, None]
     weights = weights * ~values.isnan()
     total = weights.sum(2)
     mean = (values.nan_to_num() * weights).sum(2) / torch.where(total > 0, total, torch.nan)

@@ -1,5 +1,6 @@
 """Floor 5: one file a command: parse → call → print. Results on stdout, progress on stderr, errors in one line."""
 
+import io
 import sys
 from typing import NoReturn
 
@@ -20,10 +21,16 @@ for command in (demo.demo, finetune.finetune, report.report, info.info):
 
 
 def main() -> NoReturn:
-    """Entry point of the console script: a user's fault is one line on stderr and exit 1, never a traceback."""
+    """Entry point of the console script: a user's fault is one line on stderr and exit 1, never a traceback.
+
+    Typer exits with 2 where the usage is at fault, and with 130 on an interrupt.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without − or … must not cost the answer
     try:
-        app(standalone_mode=True)
-    except AttnlensError as error:
+        app(prog_name="attnlens")
+    except (AttnlensError, OSError) as error:
         from attnlens.cli.terminal import one_line
 
         sys.stderr.write(f"attnlens: {one_line(error)}\n")

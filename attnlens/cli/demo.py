@@ -26,4 +26,4 @@ def demo(
         terminal.print_json({**summary(result.comparison), "report": str(result.page)})
         return
     terminal.print_answer(result.comparison)
-    terminal.stdout.print(f"Report: {result.page}", soft_wrap=True)
+    terminal.say(f"Report: {result.page}")

@@ -18,7 +18,7 @@ def finetune(
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the method's tested one.")] = None,
     max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out data; default: a fifth of the documents.")] = None,
-    seed: Annotated[int, typer.Option(help="Of split, order and new weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of split, order and new weights.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
@@ -54,4 +54,4 @@ def finetune(
     if as_json:
         terminal.print_json({"path": str(result.path), "method": result.method, "metrics": result.metrics})
     else:
-        terminal.stdout.print(str(result), markup=False)
+        terminal.say(str(result))

@@ -13,20 +13,18 @@ def info(
 
     Example: attnlens info tuned.ckpt
     """
-    from pathlib import Path
-
     from attnlens.checkpoints.load import load
     from attnlens.cli import terminal
     from attnlens.training.record import read_record
 
     terminal.quiet()
     loaded = load(checkpoint)
-    record = read_record(checkpoint) if Path(checkpoint).is_dir() else None
+    record = read_record(checkpoint)
     if as_json:
         terminal.print_json({"name": loaded.name, **loaded.provenance, "record": record})
         return
     facts = {name: value for name, value in loaded.provenance.items() if value is not None}
     if record is not None:
-        facts |= {"method": record["method"], "base": record["base"]["name"], "seed": record["seed"]}
+        facts |= {"method": record.get("method"), "base": record["base"].get("name"), "seed": record.get("seed")}
         facts |= {name.replace("_", " "): value for name, value in record["metrics"].items()}
     terminal.print_facts(loaded.name, facts)

@@ -17,7 +17,7 @@ def report(
     max_length: Annotated[int, typer.Option(min=3, help="Most tokens of a text.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 16,
     rows: Annotated[str | None, typer.Option(help="Whose attention counts: cls, last or content.")] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling and resampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling and resampling.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
@@ -62,4 +62,4 @@ def report(
     if result.was_complete:
         terminal.announce(f"{result.directory} is already complete: nothing was measured again.")
     terminal.print_answer(result.comparison)
-    terminal.stdout.print(f"Report: {result.page}", soft_wrap=True)
+    terminal.say(f"Report: {result.page}")

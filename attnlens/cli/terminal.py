@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -26,26 +27,38 @@ if TYPE_CHECKING:
 
 stdout = Console(soft_wrap=False, highlight=False)
 stderr = Console(stderr=True, highlight=False)
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What could steer a terminal or turn its text around: control characters but tab and newline, overrides of direction.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MARKS = {"yes": "green", "no": "red", "not tested": "yellow", "not applicable": "dim"}
 
 
 def one_line(error: BaseException) -> str:
-    """An error message without line breaks and control characters."""
-    return CONTROL.sub("", " ".join(str(error).split()))
+    """An error message without line breaks and control characters; of the system's errors, the file and the reason."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return CONTROL.sub("", " ".join(text.split()))
 
 
 def quiet() -> None:
-    """Keep the progress bars and load reports of transformers off the terminal."""
+    """Keep the progress bars, load reports and retries of transformers and the hub off the terminal."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
+    hub.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
 @contextmanager
 def progress(*stages: str) -> Iterator[list[Callable[..., None]]]:
-    """One bar a stage on stderr, shown once its stage begins; yields for each a function of (done, total)."""
+    """One bar a stage on stderr, shown once its stage begins; yields for each a function of (done, total).
+
+    Where stderr is no screen, a line with the time that is left takes the place of the bar.
+    """
+    if not stderr.is_terminal:
+        yield [_Forecast(stage) for stage in stages]
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
         tasks = [bar.add_task(stage, total=None, start=False, visible=False) for stage in stages]
@@ -58,38 +71,60 @@ def progress(*stages: str) -> Iterator[list[Callable[..., None]]]:
         yield [partial(advance, task) for task in tasks]
 
 
+class _Forecast:
+    """Says once, after five seconds of a stage, how long the rest of it will take."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.begun: tuple[float, int] | None = None
+        self.told = False
+
+    def __call__(self, done: int, total: int, *_: Any) -> None:
+        now = time.monotonic()
+        if self.begun is None:
+            self.begun = now, done
+        elapsed, finished = now - self.begun[0], done - self.begun[1]
+        if not self.told and elapsed > 5 and 0 < finished and done < total:
+            announce(f"{self.stage}: {done} of {total}, about {elapsed / finished * (total - done):.0f} s left")
+            self.told = True
+
+
 def announce(line: str) -> None:
-    """A line about the work ahead, on stderr."""
-    stderr.print(Text(line))
+    """A line about the work ahead, on stderr; never broken, so that paths in it can be copied."""
+    stderr.print(Text(CONTROL.sub("", line)), soft_wrap=True)
+
+
+def say(text: str, style: str = "", *, wrap: bool = False) -> None:
+    """Text on stdout as it stands, without what could steer a terminal; `wrap`: broken between words."""
+    stdout.print(Text(CONTROL.sub("", text), style=style), soft_wrap=not wrap)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    """One JSON object on stdout; its control characters are all escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
-    """A title and a two-column table of names and values."""
-    stdout.print(Text(title, style="bold"))
-    table = Table(box=None, show_header=False, padding=(0, 1))
+    """A title, and a line for each name and value."""
+    say(title, "bold")
+    width = max(map(len, facts))
     for name, value in facts.items():
-        table.add_row(Text(name, style="dim"), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
-    stdout.print(table)
+        say(f"  {name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 def print_answer(comparison: "Comparison") -> None:
     """The first screen: the sentence, the ladder, the warnings; one block for each tuned model."""
     for model in comparison.models[1:]:
         for salience, answer in comparison.answers[model].items():
-            title = " · ".join(part for part in (model, f"words marked by {salience}" if salience else "") if part)
-            stdout.print(Text(title, style="bold"))
-            stdout.print(Text(answer.sentence))
+            say(" · ".join(part for part in (model, f"words marked by {salience}" if salience else "") if part), "bold")
+            say(answer.sentence, wrap=True)
             if answer.rungs:
                 table = Table(box=None, show_header=False, padding=(0, 1))
                 for rung in answer.rungs:
                     status = Text(rung.status, style=MARKS[rung.status])
                     table.add_row(Text(str(rung.number)), Text(rung.question), status)
                 stdout.print(table)
-            stdout.print()
+            say("")
     for warning in comparison.provenance["warnings"]:
-        stdout.print(Text(f"Note: {warning}", style="yellow"))
+        say(f"Note: {warning}", "yellow", wrap=True)

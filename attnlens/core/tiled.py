@@ -89,6 +89,7 @@ class _Inputs:
         """Tiles of about TILE elements: some texts with all heads, or some heads of one text."""
         texts, _, rows, _ = self.query.shape
         block = min(rows, CAUSAL_ROWS if self.scores.causal else ROWS)
+        block = max(1, min(block, TILE // (self.repeats * self.keys.shape[1])))
         for start in range(0, rows, block):
             stop = min(rows, start + block)
             keys = self.keys.shape[1]

@@ -12,7 +12,7 @@ from attnlens.training.record import read_record
 from attnlens.training.train import finetune
 
 # Enough for a held-out accuracy above .95 on the embedded corpus (data/README.md).
-STEPS, LEARNING_RATE, MAX_LENGTH, METHOD, SEED = 200, 1e-4, 128, "full", 0
+STEPS, LEARNING_RATE, MAX_LENGTH, METHOD, SEED = 160, 1e-4, 128, "full", 0
 CAVEAT = (
     "A check of the instrument on text we wrote; the deciding words are known, so a shift towards them is expected. "
     "It says nothing about ALF or real contracts."

@@ -2,26 +2,22 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from attnlens import __version__
 from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
+from attnlens.checkpoints.identity import home_free, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, load
-from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, OutputExists
-from attnlens.show.files import write
+from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
+from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.record import read_record, recorded_corpus
-
-RUN = "run.json"
-PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,8 @@ class ReportOptions:
     data: the corpus; None takes the held-out data named in the first tuned model's training record, failing that the
     embedded probe sentences. output: the folder; None makes report-BASE-vs-TUNED. text: keep example texts in the
     report. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must
-    say first. The rest is CompareOptions.
+    say first. progress: called with (texts done, all texts). announce: called with a line when the work begins.
+    The rest is CompareOptions.
     """
 
     data: str | Path | None = None
@@ -52,6 +49,22 @@ class ReportOptions:
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
     announce: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self):
+        for name, least in {"limit": 1, "max_length": 3, "batch_size": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
+                raise AttnlensError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What to measure on. background: the training split, for keyness. source: what the reader is told it is."""
+
+    corpus: Corpus
+    background: Corpus | None
+    source: str
+    probe: bool
+
 
 @dataclass(frozen=True)
 class ReportResult:
@@ -64,7 +77,7 @@ class ReportResult:
     @property
     def page(self) -> Path:
         """The report to open."""
-        return self.directory / "report.html"
+        return self.directory / PAGE
 
 
 def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None = None) -> ReportResult:
@@ -75,23 +88,24 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     """
     options = ReportOptions() if options is None else options
     base, *tuned = _with_base(checkpoints)
-    corpus, background, probe = _corpora(tuned[0], options)
+    texts = _texts(tuned[0], options)
     models = _load(base, tuned, options)
     directory = Path(options.output or f"report-{slug(models[0].name)}-vs-{slug(models[1].name)}")
-    key = _key(models, corpus, background, options)
-    if _is_complete(directory, key, options.force):
+    key = _key(models, texts, options)
+    if is_complete(directory, key, force=options.force):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
-    if options.announce is not None:
-        texts = len(corpus) if options.limit is None else min(options.limit, len(corpus))
-        options.announce(
-            f"{corpus.name}: measuring {texts} of {len(corpus)} texts, at most {options.max_length} tokens each, "
-            f"in {len(models)} models"
-        )
-    with _claimed(directory, key, options.force):
+
+    def progress(done: int, total: int) -> None:
+        if done == 0 and options.announce is not None:
+            options.announce(_announcement(models, texts, total, options.max_length))
+        if options.progress is not None:
+            options.progress(done, total)
+
+    with claimed(directory, key):
         comparison = compare(
             models[0],
             models[1:],
-            corpus=corpus,
+            corpus=texts.corpus,
             salience=options.salience,
             options=CompareOptions(
                 limit=options.limit,
@@ -99,47 +113,84 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
                 batch_size=options.batch_size,
                 rows=options.rows,
                 seed=options.seed,
-                background=background,
+                background=texts.background,
                 passages=8 if options.text else 0,
                 parts=directory / PARTS,
-                probe=probe,
-                progress=options.progress,
+                probe=texts.probe,
+                progress=progress,
             ),
         )
+        comparison.provenance["command"] = command(checkpoints, options)
         comparison.provenance["warnings"][:0] = options.notes
         comparison.save(directory)
         report(comparison, directory)
     return ReportResult(comparison, directory, was_complete=False)
 
 
+def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
+    """The command line that asks the same question; the home directory is written as ~."""
+    words = ["attnlens", "report", *(home_free(checkpoint) for checkpoint in checkpoints)]
+    for option in fields(ReportOptions):
+        value, name = getattr(options, option.name), option.name.replace("_", "-")
+        if value == option.default or option.name in ("force", "names", "notes", "progress", "announce"):
+            continue
+        if option.name == "text":
+            words.append("--no-text")
+        elif option.name == "columns":
+            words += [word for field, column in value.items() for word in (f"--{field}-column", column)]
+        else:
+            plain = ",".join(value) if option.name == "salience" else value
+            words += [f"--{name}", home_free(value) if isinstance(value, str | Path) else str(plain)]
+    return shlex.join(words)
+
+
 def _with_base(checkpoints: Sequence[str | Path]) -> list[str | Path]:
-    """Base first; a lone tuned checkpoint brings it in its record."""
+    """Base first; a lone tuned checkpoint brings it in its record, and must be the one it was trained from."""
     if len(checkpoints) > 1:
         return list(checkpoints)
     if not checkpoints:
         raise CheckpointError("needed a base and a tuned checkpoint, got none")
-    record = read_record(checkpoints[0]) if Path(checkpoints[0]).is_dir() else None
-    if record is None:
+    record = read_record(checkpoints[0])
+    base = {} if record is None else record["base"]
+    if not isinstance(base.get("path"), str):
         raise CheckpointError(
             f"{checkpoints[0]} has no training record that names its base: give both, attnlens report BASE TUNED"
         )
-    return [str(Path(record["base"]["path"]).expanduser()), checkpoints[0]]
+    path = Path(base["path"]).expanduser()
+    if path.is_dir() and weights_sha256(path) != base.get("sha256"):
+        raise CheckpointError(
+            f"{base['path']}, from which {checkpoints[0]} was trained, has changed since (its sha256 is not the "
+            "record's): give both, attnlens report BASE TUNED"
+        )
+    return [str(path), checkpoints[0]]
 
 
-def _corpora(tuned: str | Path, options: ReportOptions) -> tuple[Corpus, Corpus | None, bool]:
-    """The texts to measure, the training split for keyness, and whether the texts are the embedded probe."""
-    record = read_record(tuned) if Path(tuned).is_dir() else None
+def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
+    """The data asked for, else the held-out rows of the training record, else the embedded probe."""
+    record = read_record(tuned)
     if options.data is not None:
         corpus = read_corpus(options.data, columns=options.columns)
         try:
             background = None if record is None else recorded_corpus(record, "train")
         except CorpusError:
             background = None  # the training file has moved or changed: keyness counts on the texts at hand
-        return corpus, background, False
+        return Texts(corpus, background, str(options.data), probe=False)
+    if options.columns:
+        raise CorpusError("columns were named, but no data that has them: add --data FILE")
     held = None if record is None else recorded_corpus(record, "heldout")
     if record is not None and held is not None:
-        return held, recorded_corpus(record, "train"), False
-    return read_corpus(embedded("probe")), None, True
+        source = f"{record['data']['heldout']['path']} (held out from the training of {Path(tuned).name})"
+        return Texts(held, recorded_corpus(record, "train"), source, probe=False)
+    return Texts(read_corpus(embedded("probe")), None, "general sentences that come with attnlens", probe=True)
+
+
+def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_length: int) -> str:
+    names = ", ".join(model.name for model in models)
+    invitation = "; --data FILE measures on your task" if texts.probe else ""
+    return (
+        f"Measuring {names} on {count} of {len(texts.corpus)} texts, at most {max_length} tokens each: "
+        f"{texts.source}{invitation}"
+    )
 
 
 def _load(base: str | Path, tuned: Sequence[str | Path], options: ReportOptions) -> list[Checkpoint]:
@@ -152,61 +203,30 @@ def _load(base: str | Path, tuned: Sequence[str | Path], options: ReportOptions)
     return [first, *others]
 
 
-def _key(models: Sequence[Checkpoint], corpus: Corpus, background: Corpus | None, options: ReportOptions) -> str:
-    """What makes two runs the same: weights, texts, options that change numbers, version."""
+def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> str:
+    """What makes two runs the same: models, tokenizers, texts, options that change numbers or pages, version."""
+    background = texts.background
     identity = {
         "attnlens": __version__,
         "models": [
             [model.name, *(str(model.provenance[name]) for name in ("sha256", "revision", "dtype"))] for model in models
         ],
-        "texts": hashlib.sha256(repr([vars(example) for example in corpus]).encode()).hexdigest(),
+        "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
+        "tokenizers": [_tokenizer(model) for model in models],
+        "texts": hashlib.sha256(repr([vars(example) for example in texts.corpus]).encode()).hexdigest(),
         "background": None if background is None else [background.checksum, len(background)],
         "options": {
             name: getattr(options, name)
             for name in ("salience", "limit", "max_length", "batch_size", "rows", "seed", "text", "device")
         },
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _is_complete(directory: Path, key: str, force: bool) -> bool:
-    """True for a finished report of this run; OutputExists for a folder that holds something else."""
-    if not directory.exists() or not any(directory.iterdir()):
-        return False
-    state = _state(directory)
-    if state.get("key") == key:
-        return bool(state.get("complete"))
-    if not force:
-        what = "another run's report" if state else "other files"
-        raise OutputExists(f"{directory} holds {what}: choose another -o DIR, or replace it with --force")
-    return False
-
-
-def _state(directory: Path) -> dict[str, Any]:
-    path = directory / RUN
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-@contextmanager
-def _claimed(directory: Path, key: str, force: bool) -> Iterator[None]:
-    """The folder marked as this run's while it works; a user's fault leaves nothing behind."""
-    existed = directory.exists()
-    state = _state(directory) if existed else {}
-    if force and state and state.get("key") != key:
-        shutil.rmtree(directory)
-    resuming = state.get("key") == key
-    for leftover in directory.glob(".*") if resuming else ():  # a kill can leave half-written files
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    directory.mkdir(parents=True, exist_ok=True)
-    write(directory / RUN, json.dumps({"key": key, "complete": False}).encode())
-    try:
-        yield
-    except AttnlensError:
-        if not resuming:
-            (directory / RUN).unlink()
-            shutil.rmtree(directory / PARTS, ignore_errors=True)
-            if not existed:
-                shutil.rmtree(directory)
-        raise
-    write(directory / RUN, json.dumps({"key": key, "complete": True}).encode())
-    shutil.rmtree(directory / PARTS)
+def _tokenizer(model: Checkpoint) -> str:
+    """Checksum of a fast tokenizer, whatever it was last told to cut or pad; others are refused later."""
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,11 @@ def check_output(output: str | Path, sources: list[str | Path], *, force: bool) 
 def published(destination: Path) -> Iterator[Path]:
     """A hidden folder beside `destination`; what stands in its `checkpoint` at the end takes the name, by rename.
 
-    The folder is removed on every way out but a kill, which leaves it and never a partial `destination`.
+    The folder, and those above it that were made for it, are removed on every way out but a kill, which never leaves a
+    partial `destination`.
     """
     folder = None
+    above = [path for path in destination.parents if not path.exists()]
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
@@ -63,6 +65,9 @@ def published(destination: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        for path in above:  # empty where nothing was published
+            with suppress(OSError):
+                path.rmdir()
 
 
 @contextmanager

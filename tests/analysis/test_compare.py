@@ -19,7 +19,7 @@ from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience.controls import matched_controls
 from attnlens.text.align import encode, pieces, words
-from attnlens.text.corpus import Corpus, Example, read_corpus
+from attnlens.text.corpus import Corpus, Example, Span, read_corpus
 from attnlens.text.embedded import embedded
 
 OPTIONS = CompareOptions(batch_size=7, passages=2)
@@ -318,3 +318,69 @@ def test_weight_changes_of_two_checkpoints(base: Checkpoint, tuned: Checkpoint):
     new = tuned.model.state_dict()[row["matrix"]].double()
     assert row["relative"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-12)
     assert (row["module"], row["layer"]) == ("query", 1)
+
+
+def test_parts_of_another_model_are_not_taken(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, tmp_path: Path):
+    """The same folder of part files asked about another model measures again."""
+    options = CompareOptions(batch_size=7, passages=0, parts=tmp_path)
+    other = copy.deepcopy(base.model)
+    with torch.no_grad():
+        other.encoder.layer[0].attention.self.query.weight.mul_(1.5)
+    second = Checkpoint(other, base.tokenizer, "tuned", {})
+    compare(base, tuned, corpus=corpus, options=options)
+    mixed = compare(base, second, corpus=corpus, options=options)
+    fresh = compare(base, second, corpus=corpus, options=CompareOptions(batch_size=7, passages=0))
+    pd.testing.assert_frame_equal(mixed.tests, fresh.tests)
+
+
+def test_rows_that_cannot_see_a_marked_word_are_no_data(shared: Path):
+    """In a decoder only rows after the word count: its share does not depend on how late it stands (METRICS 1)."""
+    from attnlens.analysis.prepare import assemble
+    from attnlens.checkpoints.load import load
+
+    decoder = load(shared / "models" / "stories260K")
+    text = "The small dog ran away and then the old cat sat on a big red mat all day."
+    spot = text.index("red")
+    corpus = Corpus((Example(text, "a", "a", "x", (Span(spot, spot + 3, "x"),)),), "one", "", True)
+    prepared = prepare(corpus, [decoder], salience=("spans",), background=None, max_length=64, seed=0)
+    batch = assemble(prepared, np.array([0]), selector="content", checkpoint=decoder)
+    first = int(batch.columns[0, :, 1].argmax())
+    assert first > 5
+    assert (batch.rows[0, :first, 1] == 0).all()
+    assert (batch.rows[0, first:, 1] == 1).all()
+    assert (batch.rows[0, 1:, 0] == 1).all()
+    assert torch.equal(batch.rows[..., 2], batch.rows[..., 3])
+
+
+def test_the_same_weights_in_two_dtypes_are_identical(base: Checkpoint, corpus: Corpus):
+    """bfloat16 weights stored as float32 are the same numbers; only a real rounding shows as a change."""
+    low = copy.deepcopy(base.model).to(torch.bfloat16)
+    high = copy.deepcopy(low).to(torch.float32)
+    got = compare(
+        Checkpoint(low, base.tokenizer, "low", {}),
+        Checkpoint(high, base.tokenizer, "high", {}),
+        corpus=corpus,
+        options=OPTIONS,
+    )
+    assert got.answer.verdict == "identical"
+
+
+def test_a_text_without_content_is_counted_out(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
+    odd = Corpus((*corpus.examples, Example("[SEP] [CLS]", "odd", "odd", "Insurance", ())), "odd", "", True)
+    got = compare(base, tuned, corpus=odd, salience=(), options=OPTIONS)
+    assert got.data["entropy"].isel(example=-1).isnull().all()
+    assert (got.tests.query("family == 'entropy layer'")["n"] == 20).all()
+
+
+def test_saving_never_replaces_what_is_not_ours(comparison, tmp_path: Path):
+    (tmp_path / "weights.csv").write_text("mine")
+    with pytest.raises(AttnlensError, match=r"holds a weights.csv that is no part of a comparison"):
+        comparison.save(tmp_path)
+    assert (tmp_path / "weights.csv").read_text() == "mine"
+
+
+def test_weight_changes_takes_paths(base: Checkpoint, tmp_path: Path):
+    for name in ("one", "two"):
+        base.model.save_pretrained(tmp_path / name)
+        base.tokenizer.save_pretrained(tmp_path / name)
+    assert (weight_changes(tmp_path / "one", str(tmp_path / "two"))["relative"] == 0).all()

@@ -100,3 +100,41 @@ def test_the_same_texts_twice_are_not_twice_the_evidence():
         np.testing.assert_allclose(
             infer(once, sesoi=SESOI, seed=0)[name], infer(twice, sesoi=SESOI, seed=0)[name], atol=1e-12
         )
+
+
+def test_few_documents_are_never_a_yes_that_rung_one_denies():
+    """At 5 documents the smallest exact p is 1/16: however large the effect, it is not beyond the sampling of texts."""
+    for documents in (4, 5, 6, 8):
+        result = answer(planted([0.3, 0.0], documents=documents))
+        assert (result.verdict == "yes") == (result.rungs[0].status == "yes"), documents
+        assert (result.verdict == "yes") == (documents >= 6), documents
+
+
+def test_no_interval_is_said_in_words():
+    result = answer(planted([0.3, 0.0], documents=3))
+    assert "no interval: too few documents" in result.sentence
+    assert "nan" not in str(result)
+
+
+def test_rung_one_looks_at_every_layer():
+    """A small sure change in one layer counts, though a noisy layer has the larger estimate."""
+    data = planted([0.0, 0.0117], spread=0.001, documents=20)
+    noise = np.random.default_rng(1).normal(0.02, 0.2, (20, 2, 1))
+    data["focus"][1, :, 0] = data["focus"][1, :, 0] + noise
+    result = answer(data)
+    assert result.verdict == "unclear"
+    assert [rung.status for rung in result.rungs[:2]] == ["yes", "no"]
+    assert result.rungs[0].detail.startswith("Layer 2:")
+
+
+def test_equal_attention_on_changed_weights_is_not_identical():
+    data = planted([0.0, 0.0], spread=0.0)
+    data["focus"][1], data["entropy"][1] = data["focus"][0], data["entropy"][0]
+    data["entropy_content"][1] = data["entropy_content"][0]
+    assert answer(data).verdict == "no"
+    tests = infer(data, sesoi=SESOI, seed=0)
+    rows = tests[tests["family"] == "profile"]
+    same = decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=True)
+    assert same.verdict == "identical"
+    data["focus"][1, 0, 0, 0, 0] += 1e-9
+    assert decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=True).verdict != "identical"

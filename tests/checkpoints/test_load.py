@@ -168,3 +168,25 @@ def test_the_proof_sees_a_lost_mask(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(proof, "attention_maps", lambda model, batch: real(model, {"input_ids": batch["input_ids"]}))
     with pytest.raises(UnsupportedModel, match="failed its self-proof"):
         prove(build("bert"))
+
+
+@pytest.mark.parametrize("name", ["logging", "Trainer", "pipeline", "AutoTokenizer"])
+def test_a_config_cannot_name_anything_but_a_model(saved: Path, name: str):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    assert load(saved).provenance["architecture"] == "BertModel"
+
+
+def test_a_classifier_without_padding_token_proves_itself():
+    model = tf.GPT2ForSequenceClassification(tf.GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=50)).eval()
+    assert prove(model).heads == 2
+
+
+def test_learned_sinks_prove_themselves():
+    """gpt-oss adds a null key to the softmax: its visible weights sum to less than 1, in eager attention too."""
+    config = tf.GptOssConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_hidden_layers=2,
+        intermediate_size=16, num_local_experts=2, num_experts_per_tok=1, vocab_size=60, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = tf.GptOssModel(config).eval()
+    assert prove(model).weight_error < 1e-4

@@ -489,3 +489,101 @@ def test_peft_models_are_recorded_with_and_without_the_adapter():
     torch.testing.assert_close(off["entropy"], plain["entropy"], equal_nan=True)
     assert (tuned["entropy"] - plain["entropy"]).abs().nan_to_num().max() > 1e-4
     assert BERT["num_hidden_layers"] == len(tuned.sites)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_blocks_recomputed_after_the_block_give_the_plain_gradients(implementation: str, padded: bool):
+    """Activation checkpointing runs attention again in the backward pass, with the mask made while recording."""
+    model, inputs = build("llama"), batch("left")
+    if not padded:
+        inputs = {"input_ids": inputs["input_ids"]}
+    model.set_attn_implementation(implementation)
+    model.train()
+    model.activation_checkpointing_enable()
+    model(**inputs).last_hidden_state.square().mean().backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with record(model) as tape:
+        loss = model(**inputs).last_hidden_state.square().mean()
+    loss.backward()
+    assert len(tape.sites) == 2
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), plain, strict=True))
+
+
+class Wrapper(nn.Module):
+    """A root that hides the mask from its own signature."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, everything):
+        return self.model(**everything)
+
+
+def test_padding_is_seen_through_wrappers_and_positional_calls():
+    from peft import LoraConfig, get_peft_model
+
+    model, inputs = build("bert"), batch("right")
+    padding = ~inputs["attention_mask"].bool()
+    root = Wrapper(model)
+    with torch.no_grad():
+        with record(root) as wrapped:
+            root(inputs)
+        adapted = get_peft_model(build("bert"), LoraConfig(r=2, target_modules=["query"]))
+        with record(adapted) as positional:
+            adapted(inputs["input_ids"], inputs["attention_mask"])
+    assert torch.equal(wrapped["entropy"][:, 0, 0].isnan(), padding)
+    assert torch.equal(positional["entropy"][:, 0, 0].isnan(), padding)
+
+
+def test_dropout_under_no_grad_keeps_the_models_own_output():
+    model, inputs = build("bert"), batch("right")
+    model.train()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        plain = model(**inputs).last_hidden_state
+        torch.manual_seed(0)
+        with record(model):
+            assert torch.equal(model(**inputs).last_hidden_state, plain)
+
+
+def test_cached_decoding_knows_which_queries_are_padding():
+    """Two chunks with a cache and left padding give the rows of one pass."""
+    model, inputs = build("llama"), batch("left")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad():
+        with record(model, ("entropy", "distance")) as whole:
+            model(**inputs)
+        with record(model, ("entropy", "distance")) as chunks:
+            first = model(input_ids=ids[:, :4], attention_mask=mask[:, :4], use_cache=True)
+            model(input_ids=ids[:, 4:], attention_mask=mask, past_key_values=first.past_key_values)
+    for name in ("entropy", "distance"):
+        joined = torch.cat([call[name] for call in chunks.calls], -1)
+        torch.testing.assert_close(joined, whole[name], atol=2e-4, rtol=2e-4, equal_nan=True)
+
+
+def test_rows_may_differ_by_group():
+    model, inputs = build("bert"), batch("right")
+    groups = partition(inputs)
+    rows = (torch.rand(3, 13, 3, generator=torch.Generator().manual_seed(4)) < 0.5).float()
+    with torch.no_grad():
+        with record(model, ("mass", "entropy"), groups=groups, rows=rows) as together:
+            model(**inputs)
+        for column in range(3):
+            with record(model, ("mass", "entropy"), groups=groups, rows=rows[..., column]) as alone:
+                model(**inputs)
+            torch.testing.assert_close(together["mass"][..., column], alone["mass"][..., column])
+            if column == 0:
+                torch.testing.assert_close(together["entropy"], alone["entropy"])
+
+
+def test_layers_that_do_not_exist_are_refused():
+    model = build("bert")
+    with (
+        torch.no_grad(),
+        pytest.raises(ShapeError, match="layers must lie in 0 … 1; got \\[5\\]"),
+        record(model, layers=[5]),
+    ):
+        model(**batch("right"))

@@ -223,3 +223,21 @@ def test_errors(call, message: str):
     _, (q, k, _), _, _ = problem({})
     with pytest.raises(ShapeError, match=message):
         call(q, k)
+
+
+@pytest.mark.parametrize(("heads", "kv", "tokens"), [(12, 12, 512), (32, 8, 8192), (16, 1, 131072)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_tile_is_larger_than_a_tile(heads: int, kv: int, tokens: int, causal: bool):
+    """Memory is O(T·tile): only a single row of all repeats may exceed TILE."""
+    query, key = (
+        torch.empty(1, heads, 1, 1).expand(1, heads, tokens, 1),
+        torch.empty(1, kv, 1, 1).expand(1, kv, tokens, 1),
+    )
+    inputs = tiled._Inputs(query, key[0], None, None, kv, Scores(1.0, causal=causal), torch.float32)
+    boxes = list(inputs.boxes())
+    sizes = [
+        (b.texts.stop - b.texts.start) * (b.heads.stop - b.heads.start) * (b.queries.stop - b.queries.start) * b.keys
+        for b in boxes
+    ]
+    assert max(sizes) <= max(tiled.TILE, heads // kv * tokens)
+    assert sum((b.heads.stop - b.heads.start) * (b.queries.stop - b.queries.start) for b in boxes) == heads * tokens

@@ -1,0 +1,95 @@
+"""The folder of a report: whose it is, whether it is complete, and what a fault or a kill leaves of it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from attnlens.analysis.results import RECORD, STORE, TABLES
+from attnlens.core.errors import AttnlensError, OutputExists
+from attnlens.show.files import write
+
+RUN = "run.json"
+PARTS = "parts"
+PAGE = "report.html"
+# What a report consists of: nothing else in its folder is ever moved or removed.
+TABLE_FILES = tuple(f"{table}.csv" for table in TABLES)
+CONTENTS = (PAGE, "summary.json", "figures", "tables", STORE, RECORD, *TABLE_FILES, PARTS, RUN)
+REPLACED = ".replaced"  # where the report that --force replaces waits until the new one is complete
+# Half-written files that a kill leaves.
+HALVES = (".comparison-*", f".{PAGE}.*", f".{RUN}.*", ".summary.json.*", "figures/.*", "tables/.*")
+
+
+def is_complete(directory: Path, key: str, *, force: bool) -> bool:
+    """True for a finished report of this run; OutputExists for a folder that holds something else."""
+    if not directory.exists():
+        return False
+    if not directory.is_dir():
+        raise OutputExists(f"{directory} is a file: needed the name of a folder, choose another -o DIR")
+    state = _state(directory)
+    if state.get("key") == key:
+        complete = bool(state.get("complete")) and (directory / PAGE).is_file()
+        for junk in (PARTS, REPLACED) if complete else ():  # a kill in the last moment leaves them
+            _remove(directory / junk)
+        return complete
+    if not state and any(path.name != REPLACED and not path.match(f".{RUN}.*") for path in directory.iterdir()):
+        raise OutputExists(f"{directory} holds other files: choose another -o DIR")
+    if state and not force:
+        raise OutputExists(f"{directory} holds another run's report: choose another -o DIR, or replace it with --force")
+    return False
+
+
+def _state(directory: Path) -> dict[str, Any]:
+    """What the folder says about its run; empty where no report is or was in the making."""
+    try:
+        state = json.loads((directory / RUN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) and "key" in state else {}
+
+
+@contextmanager
+def claimed(directory: Path, key: str) -> Iterator[None]:
+    """The folder marked as this run's while it works; a user's fault leaves all as it was, a kill leaves the parts."""
+    resuming = _state(directory).get("key") == key
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for half in (path for pattern in HALVES for path in directory.glob(pattern)):
+        _remove(half)
+    if not resuming:
+        _move_contents(directory, directory / REPLACED)
+    try:
+        write(directory / RUN, json.dumps({"key": key, "complete": False}).encode())
+        yield
+    except BaseException as error:
+        if not resuming and (isinstance(error, AttnlensError) or not any((directory / PARTS).glob("*.npz"))):
+            for name in CONTENTS:
+                _remove(directory / name)
+            _move_contents(directory / REPLACED, directory)
+            for path in created:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+    write(directory / RUN, json.dumps({"key": key, "complete": True}).encode())
+    _remove(directory / PARTS)
+    _remove(directory / REPLACED)
+
+
+def _move_contents(source: Path, target: Path) -> None:
+    """Move a report's files into another folder of this disk; an emptied folder of replaced files is removed."""
+    for name in CONTENTS:
+        if (source / name).exists():
+            target.mkdir(exist_ok=True)
+            _remove(target / name)
+            (source / name).rename(target / name)
+    if source.name == REPLACED:
+        _remove(source)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
