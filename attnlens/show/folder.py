@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from attnlens import __version__
 from attnlens.analysis.results import RECORD, STORE, TABLES
 from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.show.files import write
@@ -28,6 +29,8 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
         return False
     if not directory.is_dir():
         raise OutputExists(f"{directory} is a file: needed the name of a folder, choose another -o DIR")
+    if not (directory / RUN).exists():  # a kill while --force moved the old report aside: it comes back
+        _move_contents(directory / REPLACED, directory)
     state = _state(directory)
     if state.get("key") == key:
         complete = bool(state.get("complete")) and (directory / PAGE).is_file()
@@ -47,7 +50,7 @@ def _state(directory: Path) -> dict[str, Any]:
         state = json.loads((directory / RUN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return state if isinstance(state, dict) and "key" in state else {}
+    return state if isinstance(state, dict) and {"attnlens", "key"} <= state.keys() else {}
 
 
 @contextmanager
@@ -61,7 +64,7 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
     if not resuming:
         _move_contents(directory, directory / REPLACED)
     try:
-        write(directory / RUN, json.dumps({"key": key, "complete": False}).encode())
+        _mark(directory, key, complete=False)
         yield
     except BaseException as error:
         if not resuming and (isinstance(error, AttnlensError) or not any((directory / PARTS).glob("*.npz"))):
@@ -72,9 +75,14 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
                 with suppress(OSError):
                     path.rmdir()
         raise
-    write(directory / RUN, json.dumps({"key": key, "complete": True}).encode())
+    _mark(directory, key, complete=True)
     _remove(directory / PARTS)
     _remove(directory / REPLACED)
+
+
+def _mark(directory: Path, key: str, *, complete: bool) -> None:
+    """Say whose the folder is; another tool's run.json has no such mark."""
+    write(directory / RUN, json.dumps({"attnlens": __version__, "key": key, "complete": complete}).encode())
 
 
 def _move_contents(source: Path, target: Path) -> None:

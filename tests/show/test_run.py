@@ -96,12 +96,24 @@ def test_a_kill_before_the_first_file_is_whole_leaves_no_foreign_folder(tmp_path
         assert files(tmp_path) == {"run.json"}
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}", "not json"])
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "not json", '{"key": "abc", "lr": 1}'])
 def test_another_program_s_run_json_is_not_a_report(tmp_path: Path, content: str):
     (tmp_path / "run.json").write_text(content)
     for force in (False, True):
         with pytest.raises(OutputExists, match="holds other files"):
             is_complete(tmp_path, "one", force=force)
+
+
+def test_a_report_that_a_kill_left_aside_comes_back(tmp_path: Path):
+    """--force had moved the old report, the new run had not begun: another question does not cost the old answer."""
+    fill(tmp_path, "one", page="first")
+    (tmp_path / ".replaced").mkdir()
+    for name in ("report.html", "figures", "run.json"):
+        (tmp_path / name).rename(tmp_path / ".replaced" / name)
+    with pytest.raises(OutputExists, match="holds another run's report"):
+        is_complete(tmp_path, "two", force=False)
+    assert is_complete(tmp_path, "one", force=False)
+    assert (tmp_path / "report.html").read_text() == "first"
 
 
 def test_what_a_kill_in_the_last_moment_left_is_tidied(tmp_path: Path):

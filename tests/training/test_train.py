@@ -329,14 +329,14 @@ def test_an_interrupted_run_leaves_nothing(tiny: Tiny, corpus: Corpus, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         finetune(tiny("bert"), corpus, output=tmp_path / "out" / "a", options=replace(FEW, progress=interrupt))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_not_a_number_names_the_step(tiny: Tiny, corpus: Corpus, tmp_path: Path):
     options = replace(FEW, learning_rate=1e30, max_steps=5)
     with pytest.raises(TrainingError, match=r"the loss on \S+ rows is (nan|inf) at step [12], so nothing was saved"):
         finetune(tiny("bert"), corpus, output=tmp_path / "out" / "a", options=options)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_existing_output_needs_force(tiny: Tiny, corpus: Corpus, tmp_path: Path):
