@@ -181,6 +181,8 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
     if record is not None and held is not None:
         source = f"{record['data']['heldout']['path']} (held out from the training of {Path(tuned).name})"
         return Texts(held, recorded_corpus(record, "train"), source, probe=False)
+    if options.salience:
+        raise CorpusError("salience needs texts of your task: add --data FILE; the embedded sentences mark no words")
     return Texts(read_corpus(embedded("probe")), None, "general sentences that come with attnlens", probe=True)
 
 

@@ -114,6 +114,7 @@ def test_no_interval_is_said_in_words():
     result = answer(planted([0.3, 0.0], documents=3))
     assert "no interval: too few documents" in result.sentence
     assert "nan" not in str(result)
+    assert answer(planted([0.0, 0.0], spread=0.0001, documents=3)).verdict == "unclear"
 
 
 def test_rung_one_looks_at_every_layer():

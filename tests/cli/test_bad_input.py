@@ -69,6 +69,7 @@ REPORT = [
         "definition 'txtrank': did you mean 'textrank'",
     ),
     ("report BASE TUNED --data foreign.jsonl", "of the tokens of foreign.jsonl are unknown to the tokenizer"),
+    ("report BASE BASE --salience textrank", "salience needs texts of your task: add --data FILE"),
     ("report BASE TUNED --rows clss", "unknown row selector 'clss': did you mean 'cls'"),
     ("report BASE TUNED --dtype flaot16", "unknown dtype 'flaot16': did you mean 'float16'"),
     ("report BASE TUNED --device nonsense", "device nonsense cannot be used here"),
