@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.core.errors import AttnlensError, OutputExists
+from attnlens.core.weights import WeightChange, pool
 
 STORE = "comparison.zarr"
 TABLES = ("weights", "tests")
@@ -98,10 +99,12 @@ class Comparison:
     def layers(self) -> pd.DataFrame:
         """Weight change per model and layer, pooled as √(ΣΔ²/ΣW²): columns model, layer, relative, entries."""
         backbone = self.weights[self.weights["kind"] == "backbone"]
-        squares = backbone.assign(delta=backbone["delta_norm"] ** 2, base=backbone["base_norm"] ** 2)
-        sums = squares.groupby(["model", "layer"], sort=True)[["delta", "base", "entries"]].sum().reset_index()
-        relative = np.sqrt(sums["delta"] / sums["base"].where(sums["base"] > 0))
-        return sums.assign(relative=relative)[["model", "layer", "relative", "entries"]]
+        fields = ["delta_norm", "base_norm", "entries", "identical"]
+        rows = []
+        for (model, layer), part in backbone.groupby(["model", "layer"], sort=True):
+            change = pool(WeightChange(*row) for row in part[fields].itertuples(index=False, name=None))
+            rows.append({"model": model, "layer": layer, "relative": change.relative, "entries": change.entries})
+        return pd.DataFrame(rows, columns=["model", "layer", "relative", "entries"])
 
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), two CSV tables and one JSON; readable without attnlens.

@@ -142,7 +142,6 @@ class _Tile:
     lse: Tensor
     groups: tuple[Tensor, Tensor] | None
     indicators: Tensor | None
-    null: bool
 
     @cached_property
     def count(self) -> Tensor:
@@ -280,10 +279,9 @@ class _Keeper:
         logits.sub_(top)
         weights = logits.softmax(-1)
         lse = top[..., 0] + shift - weights.amax(-1).log()
-        null = self.sinks is not None
         groups = None if self.groups is None else self._keys(box, *self.groups)
         indicators = None if self.indicators is None else self.indicators[box.texts]
-        return _Tile(box, self.inputs.offset, logits, weights, visible, lse, groups, indicators, null)
+        return _Tile(box, self.inputs.offset, logits, weights, visible, lse, groups, indicators)
 
     def _keys(self, box: Box, weights: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Groups of the box's keys; the null key stands last."""
