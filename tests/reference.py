@@ -3,6 +3,7 @@
 One text, one head, one query at a time, in plain Python loops over visible keys.
 """
 
+import decimal
 import math
 from dataclasses import dataclass, field
 
@@ -124,3 +125,38 @@ def _grouped(problem: Problem, out: dict, where: tuple[int, int, int], keys: tup
     if len(inside) > 1:
         logs = [logits[at] - log_sum([logits[a] for a in inside]) for at in inside]
         out["entropy_content"][where] = math.fsum(-math.exp(x) * x for x in logs) / math.log(len(inside))
+
+
+def divergences(base: Problem, tuned: Problem) -> dict[str, np.ndarray]:
+    """JSD, KL both ways and TV of two maps, with the probabilities of each row in 60 decimal digits."""
+    B, H, Q, _ = base.q.shape
+    out = {name: np.full((B, H, Q), np.nan) for name in ("jsd", "kl_forward", "kl_backward", "tv")}
+    with decimal.localcontext(prec=60):
+        for b, h, i in np.ndindex(B, H, Q):
+            if base.queries is not None and not base.queries[b, i]:
+                continue
+            p, q = (_probabilities(*row(side, b, h, i)) for side in (base, tuned))
+            if not p or not q:
+                continue
+            keys = p.keys() | q.keys()
+            zero = decimal.Decimal(0)
+            middle = {j: (p.get(j, zero) + q.get(j, zero)) / 2 for j in keys}
+            out["jsd"][b, h, i] = (_divergence(p, middle) + _divergence(q, middle)) / 2
+            out["kl_forward"][b, h, i] = _divergence(p, q)
+            out["kl_backward"][b, h, i] = _divergence(q, p)
+            out["tv"][b, h, i] = sum(abs(p.get(j, zero) - q.get(j, zero)) for j in keys) / 2
+    return out
+
+
+def _probabilities(seen: list[int], logits: list[float], null: float | None) -> dict[int, decimal.Decimal]:
+    """Softmax by key; the null key has number −1."""
+    pairs = [*zip(seen, logits, strict=True), *([] if null is None else [(-1, null)])]
+    powers = {j: decimal.Decimal(s).exp() for j, s in pairs}
+    total = sum(powers.values())
+    return {j: power / total for j, power in powers.items()}
+
+
+def _divergence(p: dict[int, decimal.Decimal], q: dict[int, decimal.Decimal]) -> decimal.Decimal:
+    if not p.keys() <= q.keys():
+        return decimal.Decimal("inf")
+    return sum((w * (w / q[j]).ln() for j, w in p.items()), decimal.Decimal(0))

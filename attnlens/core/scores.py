@@ -70,6 +70,18 @@ class Scores:
             seen = allowed if seen is None else seen & allowed
         return seen
 
+    def hide(self, logits: Tensor, box: Box, offset: int) -> None:
+        """Put HIDDEN where a key may not be seen, in place. offset: K − Q of the map."""
+        if self.mask is None and self.window is None and self.causal:
+            # Only the last keys of a causal box lie beyond some row's frontier.
+            first = max(0, box.queries.start + offset + 1)
+            hidden = distances(box, offset, logits.device)[:, first:] < 0
+            logits[..., first:].masked_fill_(hidden, HIDDEN)
+            return
+        seen = self.visible(box, offset, logits.device)
+        if seen is not None:
+            logits.masked_fill_(~seen, HIDDEN)
+
     def finish(self, logits: Tensor, box: Box) -> Tensor:
         """Softcap, bias and float mask on scaled q·k (b, h, q, k), in place; hiding is left to the caller."""
         if self.softcap is not None:

@@ -1,0 +1,165 @@
+"""An attention map cut into tiles of whole rows: logits and softmax of one box at a time, memory O(T·tile).
+
+Each tile holds whole rows, so softmax needs no rescaling; keys past the causal frontier are never touched. Logits are
+float32 (float64 for float64 input) with the mean key of each head removed, which no softmax notices and which keeps
+a common offset of the logits from eating the digits (METRICS 8.2).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attnlens.core.scores import Box, Scores
+
+# Elements of a logit tile: small enough for the cache of one core, large enough for few calls.
+TILE = 1 << 19
+# Queries of a tile. Under a causal mask a lower block wastes less above the diagonal.
+ROWS, CAUSAL_ROWS = 128, 64
+
+
+@dataclass
+class Tile:
+    """Whole rows of a map: logits (b, h, q, k) with maximum 0, and their softmax; a learned null key stands last.
+
+    Both lie in memory that the next tile reuses. top, shift (b, h, q): the maximum, and the part of the mean key, that
+    were taken off the logits.
+    """
+
+    box: Box
+    offset: int
+    scores: Scores
+    logits: Tensor
+    weights: Tensor
+    top: Tensor
+    shift: Tensor
+
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """Which keys a row sees, bool (b|1, h|1, q, k); None where it sees all."""
+        seen = self.scores.visible(self.box, self.offset, self.logits.device)
+        if seen is None or self.scores.sinks is None:
+            return seen
+        return torch.cat([seen, seen.new_ones(()).expand(*seen.shape[:3], 1)], -1)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """n_i (b|1, h|1, q): visible keys, a null key included."""
+        if self.visible is None:
+            return self.logits.new_full((1, 1, 1), self.logits.shape[-1])
+        return self.visible.sum(-1, dtype=self.logits.dtype)
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """Largest weight of each row (b, h, q). The maximum logit is 0, so log Z is −log of it."""
+        return self.weights.amax(-1)
+
+    @property
+    def lse(self) -> Tensor:
+        """log Σ exp of the row's logits (b, h, q), mean key and maximum put back."""
+        return self.top + self.shift - self.peak.log()
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """q as it came, k and v in working precision, flattened to (B·H_kv, K, D) so that tiles are views."""
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor | None
+    mean: Tensor | None
+    key_heads: int
+    scores: Scores
+    dtype: torch.dtype
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores) -> "Tiles":
+        """Check the shapes, take the mean key off, lay k and v out flat."""
+        scores.check(query, key)
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        keys, mean = key.to(dtype), None
+        if scores.softcap is None:  # a softcap is not linear: there the offset must stay
+            mean = keys.mean(2, keepdim=True)
+            keys = keys - mean
+        values = None if value is None else value.to(dtype).flatten(0, 1)
+        return cls(query, keys.flatten(0, 1), values, mean, key.shape[1], scores, dtype)
+
+    @property
+    def repeats(self) -> int:
+        """Query heads that share a key head."""
+        return self.query.shape[1] // self.key_heads
+
+    @property
+    def offset(self) -> int:
+        """Position of query 0 among the keys."""
+        return self.keys.shape[1] - self.query.shape[2]
+
+    def boxes(self) -> Iterator[Box]:
+        """Tiles of about TILE elements: some texts with all heads, or some heads of one text."""
+        texts, _, rows, _ = self.query.shape
+        block = min(rows, CAUSAL_ROWS if self.scores.causal else ROWS)
+        block = max(1, min(block, TILE // (self.repeats * self.keys.shape[1])))
+        for start in range(0, rows, block):
+            stop = min(rows, start + block)
+            keys = self.keys.shape[1]
+            if self.scores.causal:
+                keys = max(1, min(keys, stop + self.offset))
+            room = max(1, TILE // (self.repeats * (stop - start) * keys))
+            many, few = max(1, room // self.key_heads), min(room, self.key_heads)
+            for text in range(0, texts, many):
+                for head in range(0, self.key_heads, few):
+                    heads = slice(head * self.repeats, min(head + few, self.key_heads) * self.repeats)
+                    yield Box(slice(text, min(text + many, texts)), heads, slice(start, stop), keys)
+
+    def tile(self, box: Box) -> Tile:
+        """Logits and softmax of one box."""
+        logits, shift = self._logits(box)
+        self.scores.hide(logits, box, self.offset)
+        if self.scores.sinks is not None:
+            sink = self.scores.sinks[box.heads].to(logits)[None, :, None, None] - shift[..., None]
+            logits = torch.cat([logits, sink], -1)
+        top = logits.amax(-1, keepdim=True)
+        logits.sub_(top)
+        weights = torch.softmax(logits, -1, out=self._room("weights", logits.shape))
+        return Tile(box, self.offset, self.scores, logits, weights, top[..., 0], shift)
+
+    def output(self, tile: Tile) -> Tensor:
+        """Σ p v of the tile (b, h, q, D_v); a row that sees nothing gives 0, as torch's own attention does."""
+        assert self.values is not None
+        weights = tile.weights[..., : tile.box.keys]
+        packed = weights.reshape(-1, self.repeats * weights.shape[2], tile.box.keys)
+        output = torch.bmm(packed, self.values[self._flat(tile.box), : tile.box.keys]).view(*weights.shape[:3], -1)
+        return output if tile.visible is None else output.masked_fill((tile.count == 0)[..., None], 0.0)
+
+    def _logits(self, box: Box) -> tuple[Tensor, Tensor]:
+        """Logits (b, h, q, k) without the part of the mean key, and that part (b, h, q); nothing is hidden yet."""
+        query = self.query[box.texts, box.heads, box.queries].to(self.dtype)
+        texts, heads, rows, width = query.shape
+        packed = query.reshape(-1, self.repeats * rows, width)
+        keys = self.keys[self._flat(box), : box.keys].transpose(1, 2)
+        room = self._room("logits", (len(packed), self.repeats * rows, box.keys))
+        tile = torch.baddbmm(query.new_zeros(()), packed, keys, beta=0, alpha=self.scores.scale, out=room)
+        shift = query.new_zeros(texts, heads, rows)
+        if self.mean is not None:
+            mean = self.mean.flatten(0, 1)[self._flat(box)].transpose(1, 2)
+            shift = (packed @ mean).mul_(self.scores.scale).view(texts, heads, rows)
+        return self.scores.finish(tile.view(texts, heads, rows, box.keys), box), shift
+
+    def _flat(self, box: Box) -> slice:
+        """The box's range of the flattened text-and-key-head axis."""
+        heads = (box.heads.stop - box.heads.start) // self.repeats
+        start = box.texts.start * self.key_heads + box.heads.start // self.repeats
+        return slice(start, start + (box.texts.stop - box.texts.start) * heads)
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """Memory that all tiles share: touching fresh pages for each would cost as much as the arithmetic."""
+        if torch.compiler.is_compiling():
+            return None  # the compiler plans memory itself
+        size = math.prod(shape)
+        if name not in self.memory or self.memory[name].numel() < size:
+            self.memory[name] = self.keys.new_empty(max(size, TILE))
+        return self.memory[name][:size].view(shape)
