@@ -1,0 +1,216 @@
+"""Where a checkpoint lies and of which kind it is: folder, hub id, adapter or single file; nothing is loaded here."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+
+from attnlens.checkpoints.identity import home_free
+from attnlens.core.errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Names of weights in the order transformers and peft look for them; each may instead be an index of shards.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+NEEDED = f"needed a Hugging Face checkpoint directory, an adapter directory, a {'/'.join(ENDINGS)} file or a hub id"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that has been found.
+
+    given: as the user wrote it, home as ~. kind: "directory", "hub", "adapter" or "file". path: its folder or file;
+    None for a hub id that is not in the local cache. files: weight files, all shards of an index, of an adapter its
+    own. config, tokenizer: folder or hub id; an adapter's are its base's where it has none; tokenizer None: has none.
+    base: what an adapter stands on; None where that is not here and no hub id.
+    """
+
+    given: str
+    kind: str
+    path: Path | None
+    files: tuple[Path, ...]
+    config: Path | str
+    tokenizer: Path | str | None
+    base: "Source | None" = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the folder's name, the file's without its ending, or the hub id."""
+        if self.kind == "hub" or self.path is None:
+            return self.given
+        path = self.path.resolve()
+        return path.stem if self.kind == "file" else path.name
+
+
+def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: str | Path | None = None) -> Source:
+    """Find a checkpoint; CheckpointError for what is none or lacks a part.
+
+    config: folder (or config.json) or hub id, for a single file, or a folder without config.json. tokenizer: for a
+    single file, or where there are no tokenizer files. An adapter's base is looked for here before the hub.
+    """
+    path = Path(source).expanduser()
+    config, tokenizer = (None if part is None else _part(part) for part in (config, tokenizer))
+    if path.is_dir():
+        if (path / ADAPTER_CONFIG).is_file():
+            return _adapter(path, tokenizer)
+        return _directory(path, config, tokenizer)
+    if path.is_file():
+        if path.name in ADAPTER_WEIGHTS and (path.parent / ADAPTER_CONFIG).is_file():
+            return _adapter(path.parent, tokenizer)
+        return _file(path, config, tokenizer)
+    if isinstance(source, Path) or not HUB_ID.fullmatch(source):
+        raise CheckpointError(f"{home_free(path)} does not exist: {NEEDED}")
+    return _hub(source, tokenizer)
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The settings of a PEFT adapter, as written."""
+    value = _json(folder / ADAPTER_CONFIG)
+    if not isinstance(value.get("peft_type"), str):
+        raise CheckpointError(f"{home_free(folder / ADAPTER_CONFIG)} names no peft_type: needed a PEFT adapter")
+    return value
+
+
+def check_hub(name: str, file: str = "config.json") -> None:
+    """CheckpointError for a hub id that is neither in the local cache nor at the hub.
+
+    transformers would ask six times, for half a minute, where a mistyped folder or a missing network is the cause.
+    """
+    try:
+        if not isinstance(try_to_load_from_cache(name, file), str):
+            HfApi().model_info(name, timeout=10)
+    except Exception as error:  # its errors have no common root below Exception
+        raise CheckpointError(f"{name} is no folder here, and no such model could be had from the hub") from error
+
+
+def _directory(folder: Path, config: Path | str | None, tokenizer: Path | str | None) -> Source:
+    if (folder / "config.json").is_file():
+        config = folder
+    elif config is None:
+        raise CheckpointError(
+            f"{home_free(folder)} holds no config.json and no {ADAPTER_CONFIG}: needed a Hugging Face checkpoint or "
+            "adapter directory, or --config"
+        )
+    files = _weights(folder, WEIGHTS)
+    if not files:
+        others = [path.name for path in sorted(folder.iterdir()) if path.suffix in ENDINGS[:-1]]
+        hint = f"; give the file itself, {home_free(folder / others[0])}" if others else ""
+        raise CheckpointError(
+            f"the weights of {home_free(folder)} cannot be loaded: it holds neither {' nor '.join(WEIGHTS)}{hint}"
+        )
+    tokenizer = folder if _has_tokenizer(folder) else tokenizer or _tokenizer_of(config)
+    return Source(home_free(folder), "directory", folder, files, config, tokenizer)
+
+
+def _file(path: Path, config: Path | str | None, tokenizer: Path | str | None) -> Source:
+    shown = home_free(path)
+    if path.suffix not in ENDINGS:
+        raise CheckpointError(f"{shown} is a file that ends in none of {', '.join(ENDINGS)}: {NEEDED}")
+    if config is None:
+        if not (path.parent / "config.json").is_file():
+            raise CheckpointError(
+                f"{shown} has no config.json beside it: put one there with its tokenizer, or add "
+                "--config ID|DIR --tokenizer ID|DIR"
+            )
+        config = path.parent
+    if tokenizer is None:
+        tokenizer = path.parent if _has_tokenizer(path.parent) else _tokenizer_of(config)
+    return Source(shown, "file", path, (path,), config, tokenizer)
+
+
+def _adapter(folder: Path, tokenizer: Path | str | None) -> Source:
+    files = _weights(folder, ADAPTER_WEIGHTS)
+    if not files:
+        raise CheckpointError(f"{home_free(folder)} is an adapter without {' or '.join(ADAPTER_WEIGHTS)}")
+    recorded = adapter_config(folder).get("base_model_name_or_path")
+    base = _adapter_base(folder, recorded) if isinstance(recorded, str) and recorded else None
+    if _has_tokenizer(folder):
+        tokenizer = folder
+    elif base is not None:
+        tokenizer = base.tokenizer or tokenizer
+    config = folder if base is None else base.config
+    return Source(home_free(folder), "adapter", folder, files, config, tokenizer, base)
+
+
+def _adapter_base(folder: Path, recorded: str) -> Source | None:
+    """As written; relative to the adapter; relative to here is what is written; by its last part beside it; the hub."""
+    last = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1]
+    written = Path(recorded).expanduser()
+    for path in (written, folder / written, folder.resolve().parent / last, Path(last)):
+        if path.is_dir() and path.resolve() != folder.resolve() and (path / "config.json").is_file():
+            return locate(path)
+    return _hub(recorded, None) if HUB_ID.fullmatch(recorded) else None
+
+
+def _hub(name: str, tokenizer: Path | str | None) -> Source:
+    """A hub id; its files as far as the cache has them. An adapter from the hub is one only once it is in the cache."""
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        return Source(name, "hub", folder, _weights(folder, WEIGHTS), name, name)
+    adapter = try_to_load_from_cache(name, ADAPTER_CONFIG)
+    if isinstance(adapter, str):
+        return _adapter(Path(adapter).parent, tokenizer)
+    return Source(name, "hub", None, (), name, name)
+
+
+def _weights(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    """The weight files that loading would read: the first name there is, whole or as an index of shards."""
+    for name in names:
+        if (folder / name).is_file():
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return tuple(_shards(index))
+    return ()
+
+
+def _shards(index: Path) -> Iterator[Path]:
+    """The files an index names, each once; they must lie beside it."""
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
+        raise CheckpointError(f"{home_free(index)} has no weight_map from weights to files: the checkpoint is damaged")
+    for shard in sorted(set(named.values())):
+        if Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(f"{home_free(index)} names {shard!r}, which lies outside its folder: refused")
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{home_free(index)} names {shard}, which is not there: download or copy it again")
+        yield index.parent / shard
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{home_free(path)} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{home_free(path)} is not a JSON object")
+    return value
+
+
+def _part(where: str | Path) -> Path | str:
+    """Folder or hub id of a config or tokenizer that the user names."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    if isinstance(where, Path) or not HUB_ID.fullmatch(where):
+        raise CheckpointError(f"{home_free(path)} does not exist: needed a folder or a hub id")
+    return where
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _tokenizer_of(config: Path | str) -> Path | str | None:
+    """A config's own tokenizer: a hub id has one, a folder where it holds the files."""
+    return config if isinstance(config, str) or _has_tokenizer(config) else None
