@@ -1,21 +1,21 @@
-"""Corpora: examples read from JSONL or CSV, every row checked at the door."""
+"""Corpora: examples read from a data file, every row checked at the door."""
 
-import csv
-import hashlib
-import io
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from attnlens.core.errors import CorpusError, UnknownName
+from attnlens.text.readers import Row, corpus_checksum, raw_rows
+
+__all__ = ["Corpus", "Example", "Span", "corpus_checksum", "read_corpus"]
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,25 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One text. `document` is its cluster for the statistics; `spans` is None where the data has none."""
+    """One text. `document` is its cluster for the statistics; `spans` is None where the data has none.
+
+    completion: the character at which the completion starts, `text` being prompt + completion; None where all is one.
+    messages: (role, content) of a conversation's turns. Until a chat template has rendered it (attnlens.text.chat),
+    `text` is the contents joined by line ends.
+    """
 
     text: str
     id: str
     document: str
     label: str | None = None
     spans: tuple[Span, ...] | None = None
+    completion: int | None = None
+    messages: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples in file order, with the sha256 of the file they came from."""
+    """Examples in file order, with the checksum of the file or folder they came from (`corpus_checksum`)."""
 
     examples: tuple[Example, ...]
     name: str
@@ -104,7 +111,7 @@ def _whole(value: str | None) -> str | None:
 
 
 def _from_json(value: object) -> object:
-    """CSV cells hold spans as a JSON string."""
+    """CSV cells hold lists as a JSON string."""
     if not isinstance(value, str):
         return value
     try:
@@ -114,6 +121,7 @@ def _from_json(value: object) -> object:
 
 
 Name = Annotated[str | None, BeforeValidator(_name), AfterValidator(_whole)]
+Text = Annotated[str, AfterValidator(_not_blank), AfterValidator(_whole)]
 
 
 class _SpanRow(BaseModel):
@@ -123,9 +131,20 @@ class _SpanRow(BaseModel):
     label: Name = None
 
 
-class _Row(BaseModel):
+class _Message(BaseModel):
     model_config = ConfigDict(strict=True)
-    text: Annotated[str, AfterValidator(_not_blank), AfterValidator(_whole)]
+    role: Text
+    content: Annotated[str, AfterValidator(_whole)]
+
+
+class _Row(BaseModel):
+    """The cells of one row; those of one form of text only, so the empty defaults of the others are never read."""
+
+    model_config = ConfigDict(strict=True)
+    text: Text = ""
+    prompt: Text = ""
+    completion: Text = ""
+    messages: Annotated[list[_Message], BeforeValidator(_from_json), Field(min_length=1)] = []
     id: Name = None
     document: Name = None
     label: Name = None
@@ -133,72 +152,64 @@ class _Row(BaseModel):
 
 
 FIELDS = tuple(_Row.model_fields)
+FORMS = (("text",), ("prompt", "completion"), ("messages",))  # a row holds its text in one of them
 _SPANS_NEEDED = 'Give spans as [{"start": 0, "end": 5, "label": "term"}], in characters, end exclusive.'
+_TEXT_NEEDED = "Give the {} as a non-empty string, or remove the row."
+_NAME_NEEDED = "Give a string or a whole number, or leave it out."
 _NEEDED = {
-    "text": "Give the text as a non-empty string, or remove the row.",
-    "id": "Give a string or a whole number, or leave it out.",
-    "document": "Give a string or a whole number, or leave it out.",
-    "label": "Give a string or a whole number, or leave it out.",
+    **{field: _TEXT_NEEDED.format(field) for field in ("text", "prompt", "completion")},
+    "messages": 'Give messages as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
+    **dict.fromkeys(("id", "document", "label"), _NAME_NEEDED),
     "spans": _SPANS_NEEDED,
 }
-Rows = Iterator[tuple[int, dict[str, object]]]
 
 
-def _jsonl_rows(content: str, path: Path) -> Rows:
-    # Not splitlines(): it also cuts at U+2028 and U+0085, which JSON strings may hold as they are.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(
-                f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(line)} ({error}). "
-                "Write the file as JSONL."
-            ) from error
-        if not isinstance(row, dict):
-            raise CorpusError(
-                f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(row)}. "
-                'Write rows as {"text": "…"}.'
-            )
-        yield number, row
+def _sources(columns: Mapping[str, str]) -> dict[str, str]:
+    """Column of each field that is read: the named one, else that of the field's own name.
+
+    A column that was named for one field is no other's by default, and where fields of a form of text are named, the
+    other forms are left unread.
+    """
+    for field in columns:
+        if field not in FIELDS:
+            raise UnknownName.among("field", field, FIELDS)
+    chosen = [form for form in FORMS if set(form) & set(columns)] or FORMS
+    unread = {field for form in FORMS if form not in chosen for field in form}
+    taken = set(columns.values())
+    named = {field: columns.get(field, field) for field in FIELDS if field not in unread}
+    return {field: column for field, column in named.items() if field in {*columns, "text"} or column not in taken}
 
 
-def _csv_rows(content: str, path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    number = 0
-    try:
-        header = next(reader, [])
-        twice = [column for column, count in Counter(header).items() if count > 1]
-        if twice:
-            raise CorpusError(f"{path}: needs one column of each name; {twice[0]!r} occurs twice. Rename one.")
-        for number, cells in enumerate((cells for cells in reader if cells), start=1):
-            if len(cells) != len(header):
-                raise CorpusError(
-                    f"{path}, row {number}: needs {len(header)} cells as in the header; got {len(cells)}. "
-                    "Put cells that hold commas or line breaks in double quotes."
-                )
-            yield number, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
+def _form(raw: Row, where: str, sources: Mapping[str, str]) -> tuple[str, ...]:
+    """The one form in which the row holds its text."""
+    forms = [form for form in FORMS if all(field in sources for field in form)]
+    given = [form for form in forms if any(_filled(raw.get(sources[field])) for field in form)]
+    if len(given) > 1:
         raise CorpusError(
-            f"{path}, row {number + 1}: needs CSV with cells of at most {csv.field_size_limit():,} characters; "
-            f"got: {error}. Mend the quotes, or write the file as JSONL."
-        ) from error
-
-
-_READERS: dict[str, Callable[[str, Path], Rows]] = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
-
-
-def _example(raw: dict[str, object], number: int, path: Path, columns: Mapping[str, str]) -> tuple[Example, bool]:
-    """The checked example of one row, and whether the row names its document."""
-    where = f"{path}, row {number}"
-    if columns["text"] not in raw:
-        raise CorpusError(
-            f"{where}, field text: needs a column {columns['text']!r}; the columns are "
-            f"{', '.join(map(repr, raw))}. Name the right one with --text-column."
+            f"{where}: needs its text in one form; got {' and '.join(' + '.join(form) for form in given)}. "
+            f"Leave one out, or name the columns to read, as with --{given[0][0]}-column."
         )
+    (form,) = given or [next((form for form in forms if sources[form[0]] in raw), forms[0])]
+    for field in form:
+        if sources[field] not in raw:
+            raise CorpusError(
+                f"{where}, field {field}: needs a column {sources[field]!r}; the columns are "
+                f"{', '.join(map(repr, raw))}. Name the right one with --{field}-column."
+            )
+    return form
+
+
+def _filled(value: object) -> bool:
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+def _example(raw: Row, where: str, number: int, sources: Mapping[str, str]) -> tuple[Example, bool]:
+    """The checked example of one row, and whether the row names its document."""
+    form = _form(raw, where, sources)
+    unread = {field for fields in FORMS if fields != form for field in fields}
+    cells = {field: raw[column] for field, column in sources.items() if column in raw and field not in unread}
     try:
-        row = _Row.model_validate({field: raw[column] for field, column in columns.items() if column in raw})
+        row = _Row.model_validate(cells)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -206,55 +217,50 @@ def _example(raw: dict[str, object], number: int, path: Path, columns: Mapping[s
             f"{where}, field {field}: {first['msg']}; got {reprlib.repr(first['input'])}. "
             f"{_NEEDED[str(first['loc'][0])]}"
         ) from error
+    text = row.text + row.prompt + row.completion + "\n".join(message.content for message in row.messages)
+    _check_spans(row, len(text), where)
+    example = Example(
+        text,
+        row.id or str(number),
+        row.document or row.id or str(number),
+        row.label,
+        None if row.spans is None else tuple(Span(span.start, span.end, span.label) for span in row.spans),
+        len(row.prompt) if row.completion else None,
+        tuple((message.role, message.content) for message in row.messages) or None,
+    )
+    return example, row.document is not None
+
+
+def _check_spans(row: _Row, length: int, where: str) -> None:
+    if row.spans and row.messages:
+        raise CorpusError(
+            f"{where}, field spans: needs a text whose characters can be counted; a chat template decides where those "
+            "of messages stand. Give prompt and completion instead, or leave the spans out."
+        )
     for place, span in enumerate(row.spans or ()):
-        if not 0 <= span.start < span.end <= len(row.text):
+        if not 0 <= span.start < span.end <= length:
             fault = "is empty or reversed" if span.end <= span.start else "lies outside its text"
             raise CorpusError(
                 f"{where}, field spans.{place}: the span from {span.start} to {span.end} {fault} of "
-                f"{len(row.text)} characters. {_SPANS_NEEDED}"
+                f"{length} characters. {_SPANS_NEEDED}"
             )
-    spans = None if row.spans is None else tuple(Span(span.start, span.end, span.label) for span in row.spans)
-    identity = row.id or str(number)
-    return Example(row.text, identity, row.document or identity, row.label, spans), row.document is not None
-
-
-def _content(path: Path) -> tuple[str, str]:
-    """Text and sha256 of a file, a byte order mark removed."""
-    if not path.exists():
-        raise CorpusError(f"{path}: needs a data file; there is none at this path. Check the path.")
-    if path.suffix.lower() not in _READERS or not path.is_file():
-        kind = "a folder" if path.is_dir() else repr(path.suffix) if path.suffix else "a name without suffix"
-        raise CorpusError(
-            f"{path}: needs a file whose name ends in {' or '.join(_READERS)}; got {kind}. "
-            "Convert the data, one example a row."
-        )
-    try:
-        data = path.read_bytes()
-        return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
-    except OSError as error:
-        raise CorpusError(f"{path}: needs a readable file; got: {error.strerror}. Check its rights.") from error
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path}: needs UTF-8; byte {error.start} is not ({error.reason}). Save the file as UTF-8."
-        ) from error
 
 
 def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -> Corpus:
-    """Read a JSONL or CSV file, one example a row.
+    """Read JSONL, CSV, Parquet, plain text or a folder of `datasets`, one example a row.
 
-    Fields: text (needed), id, document, label, spans ([{"start", "end", "label"}] in characters, end exclusive;
-    in CSV as a JSON string). `columns` maps a field to the file's column, as {"text": "sentence"}. Rows without
-    id are numbered: lines of JSONL, rows below the header of CSV, from 1. Rows without document stand alone.
+    Fields: text, or prompt and completion (joined as they stand), or messages ([{"role", "content"}]), one of the
+    three in each row; id, document, label, spans ([{"start", "end", "label"}] in characters of the joined text, end
+    exclusive). In CSV, messages and spans are JSON strings. Plain text: each passage between blank lines is an example
+    that stands alone, as it names no document; of a `datasets` folder with splits, one is named.
+    `columns` maps a field to the file's column, as {"text": "sentence"}. Rows without id are numbered: lines of JSONL,
+    first lines of passages, else rows from 1. Rows without document stand alone.
     """
     path, columns = Path(path), dict(columns or {})
-    for field in columns:
-        if field not in FIELDS:
-            raise UnknownName.among("field", field, FIELDS)
-    content, checksum = _content(path)
-    named = {field: columns.get(field, field) for field in FIELDS}
+    sources = _sources(columns)
     examples, lonely, present = list[Example](), list[int](), set[str]()
-    for number, raw in _READERS[path.suffix.lower()](content, path):
-        example, has_document = _example(raw, number, path, named)
+    for number, raw in raw_rows(path, set(sources.values())):
+        example, has_document = _example(raw, f"{path}, row {number}", number, sources)
         examples.append(example)
         lonely += [] if has_document else [number]
         present.update(raw)
@@ -272,4 +278,4 @@ def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -
             f"{path}, row {lonely[0]}, field document: needs every row to name its document, or none; "
             f"{len(lonely)} of {len(examples)} do not. Fill them in, or leave the column out."
         )
-    return Corpus(tuple(examples), path.name, checksum, not lonely)
+    return Corpus(tuple(examples), path.name, corpus_checksum(path), not lonely)

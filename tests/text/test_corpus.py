@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlens.core.errors import CorpusError, UnknownName
-from attnlens.text.corpus import Corpus, Example, Span, read_corpus
+from attnlens.text.corpus import Corpus, Example, Span, corpus_checksum, read_corpus
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -150,8 +152,63 @@ FAULTS = {
         jsonl({"text": "x", "document": "d"}, GOOD, GOOD),
         "row 2, field document: needs every row to name its document, or none; 2 of 3 do not",
     ),
-    "suffix": ("a.xlsx", "text", "needs a file whose name ends in .jsonl or .csv; got '.xlsx'"),
+    "suffix": (
+        "a.xlsx",
+        "text",
+        "needs a file whose name ends in .jsonl or .csv or .parquet or .txt, or a folder written by save_to_disk; "
+        "got '.xlsx'",
+    ),
     "no suffix": ("a", "text", "got a name without suffix"),
+    "two forms": (
+        "a.jsonl",
+        jsonl(GOOD, {"text": "x", "prompt": "y", "completion": "z"}),
+        "row 2: needs its text in one form; got text and prompt + completion. Leave one out, or name the columns to "
+        "read, as with --text-column.",
+    ),
+    "three forms": (
+        "a.jsonl",
+        jsonl({"text": "x", "prompt": "y", "messages": [{"role": "user", "content": "z"}]}),
+        "row 1: needs its text in one form; got text and prompt + completion and messages. ",
+    ),
+    "a prompt alone": (
+        "a.jsonl",
+        jsonl({"prompt": "x", "id": "1"}),
+        "row 1, field completion: needs a column 'completion'; the columns are 'prompt', 'id'.",
+    ),
+    "completion blank": (
+        "a.csv",
+        "prompt,completion\nx,y\nx, \n",
+        "row 2, field completion: the text is empty; got ' '. Give the completion as a non-empty string",
+    ),
+    "prompt null": (
+        "a.jsonl",
+        jsonl({"prompt": None, "completion": "y"}),
+        "row 1, field prompt: Input should be a valid string",
+    ),
+    "span beyond prompt and completion": (
+        "a.jsonl",
+        jsonl({"prompt": "ab", "completion": "cd", "spans": [{"start": 3, "end": 5}]}),
+        "row 1, field spans.0: the span from 3 to 5 lies outside its text of 4 characters",
+    ),
+    "no message": ("a.jsonl", jsonl({"messages": []}), "row 1, field messages: Value should have at least 1 item"),
+    "message without role": (
+        "a.jsonl",
+        jsonl({"messages": [{"role": "user", "content": "x"}, {"content": "y"}]}),
+        "row 1, field messages.1.role: Field required; got {'content': 'y'}. Give messages as [{\"role\": \"user\"",
+    ),
+    "message of parts": (
+        "a.jsonl",
+        jsonl({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}),
+        "row 1, field messages.0.content: Input should be a valid string",
+    ),
+    "messages not json in csv": ("a.csv", "messages\nhello\n", "row 1, field messages: the cell is not JSON"),
+    "spans of messages": (
+        "a.jsonl",
+        jsonl({"messages": [{"role": "user", "content": "x"}], "spans": [{"start": 0, "end": 1}]}),
+        "row 1, field spans: needs a text whose characters can be counted",
+    ),
+    "an empty text file": ("a.txt", " \n\n", "needs at least one example"),
+    "no parquet": ("a.parquet", "PAR1", "needs a Parquet file; got: "),
 }
 
 
@@ -172,6 +229,155 @@ def test_a_missing_file_and_a_folder(tmp_path: Path):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(CorpusError, match="got a folder"):
         read_corpus(tmp_path / "folder.jsonl")
+
+
+def test_prompt_and_completion_are_joined_as_they_stand(tmp_path: Path):
+    row = {"prompt": "Who? ", "completion": "You.", "spans": [{"start": 5, "end": 8}], "text": None}
+    (example,) = read_corpus(write(tmp_path, "a.jsonl", jsonl(row)))
+    assert example == Example("Who? You.", "1", "1", None, (Span(5, 8),), completion=5)
+    assert example.text[example.completion :] == "You."
+
+
+def test_messages_are_kept_and_joined(tmp_path: Path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "name": "ignored"}]
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([["messages"], [json.dumps(messages)]])
+    turns = (("user", "Hi"), ("assistant", "Hello"))
+    for path in (
+        write(tmp_path, "a.jsonl", jsonl({"messages": messages})),
+        write(tmp_path, "a.csv", table.getvalue()),
+    ):
+        assert read_corpus(path).examples == (Example("Hi\nHello", "1", "1", messages=turns),)
+
+
+def test_a_named_column_decides_between_two_forms(tmp_path: Path):
+    path = write(tmp_path, "a.jsonl", jsonl({"text": "all", "prompt": "q", "completion": "a", "label": "story"}))
+    assert read_corpus(path, columns={"text": "text"}).examples == (Example("all", "1", "1", "story"),)
+    (pair,) = read_corpus(path, columns={"prompt": "prompt"})
+    assert pair.text == "qa" and pair.completion == 1
+    # A column that is named as the text is not read as the prompt, too.
+    (text,) = read_corpus(write(tmp_path, "b.jsonl", jsonl({"prompt": "q"})), columns={"text": "prompt"})
+    assert text.text == "q" and text.completion is None
+    (text,) = read_corpus(path, columns={"text": "label"})
+    assert text.text == "story" and text.label is None
+
+
+def test_passages_of_plain_text_are_numbered_by_their_first_line(tmp_path: Path):
+    content = "\ufeff\r\nFirst line,\r\n  second.\r\n \t\r\n\r\nNext\u2028one.\n\nLast"
+    corpus = read_corpus(write(tmp_path, "a.txt", content))
+    assert [(example.id, example.text) for example in corpus] == [
+        ("2", "First line,\n  second."),
+        ("6", "Next\u2028one."),
+        ("8", "Last"),
+    ]
+    assert not corpus.has_documents and {example.document for example in corpus} == {"2", "6", "8"}
+
+
+CONTENTS = {
+    "text": [
+        {"text": "Pay, now.", "label": "fee", "document": "d", "spans": [{"start": 0, "end": 3, "label": "act"}]},
+        {"text": "Line\none", "label": None, "document": "e", "spans": []},
+        {"text": "Né", "label": "3", "document": "e", "spans": None},
+    ],
+    "pairs": [{"prompt": "Q: ", "completion": "A"}, {"prompt": "R:\n", "completion": " B"}],
+    "mixed": [
+        {"prompt": "Q: ", "completion": "A", "text": None, "messages": None},
+        {"prompt": None, "completion": None, "text": "plain", "messages": None},
+        {"prompt": None, "completion": None, "text": None, "messages": [{"role": "user", "content": "Hi"}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_every_kind_of_file_gives_the_same_examples(tmp_path: Path, content: str):
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = CONTENTS[content]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, rows[0])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()})
+    written = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(written.append_column("unread", pyarrow.array([b"\xff"] * len(rows))), tmp_path / "a.parquet")
+    data = datasets.Dataset(written)
+    if content == "text":
+        names = datasets.ClassLabel(names=["3", "fee"])
+        data = data.remove_columns("label").add_column("label", [1, -1, 0], feature=names)  # pyright: ignore
+    data.save_to_disk(str(tmp_path / "folder"))
+    expected = read_corpus(write(tmp_path, "a.jsonl", jsonl(*rows)))
+    for path in (write(tmp_path, "a.csv", table.getvalue()), tmp_path / "a.parquet", tmp_path / "folder"):
+        corpus = read_corpus(path)
+        assert corpus.examples == expected.examples
+        assert corpus.has_documents == expected.has_documents and corpus.name == path.name
+        assert corpus.checksum == corpus_checksum(path) != expected.checksum
+
+
+def test_a_data_set_with_chosen_rows_is_read_as_chosen(tmp_path: Path):
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"]})
+    data.select([3, 1]).save_to_disk(str(tmp_path / "two"))
+    assert [example.text for example in read_corpus(tmp_path / "two")] == ["d", "b"]
+
+
+def test_a_folder_of_splits_names_them(tmp_path: Path):
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "both"))
+    for read in (read_corpus, corpus_checksum):
+        with pytest.raises(
+            CorpusError, match=r"both: needs one data set; got a folder of 2 splits\. Name one: "
+        ) as error:
+            read(tmp_path / "both")
+        assert str(tmp_path / "both" / "test") in str(error.value) and "\n" not in str(error.value)
+    assert len(read_corpus(tmp_path / "both" / "test")) == 2
+
+
+def test_the_checksum_of_a_folder_is_that_of_its_data(tmp_path: Path):
+    import datasets
+
+    folder = tmp_path / "folder"
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(folder))
+    before = corpus_checksum(folder)
+    listing = "".join(
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in sorted(path.name for path in folder.iterdir())
+    )
+    assert before == hashlib.sha256(listing.encode()).hexdigest()
+    (folder / "cache-1.arrow").write_bytes(b"left by map")
+    assert corpus_checksum(str(folder)) == before
+    (arrow,) = folder.glob("data-*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrow.write_bytes(content)
+    assert corpus_checksum(folder) != before
+
+
+def test_a_broken_data_set_is_one_line(tmp_path: Path):
+    import datasets
+
+    folder = tmp_path / "folder"
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(folder))
+    (arrow,) = folder.glob("data-*.arrow")
+    arrow.unlink()
+    with pytest.raises(CorpusError, match=r"folder: needs a data set written by save_to_disk; got: ") as error:
+        read_corpus(folder)
+    assert "\n" not in str(error.value)
+    with pytest.raises(CorpusError, match=r"folder: needs readable data; got: No such file"):
+        corpus_checksum(folder)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"state\.json: needs the JSON that save_to_disk writes"):
+        corpus_checksum(folder)
+
+
+def test_reading_a_corpus_is_a_light_import():
+    code = "import attnlens.text.corpus, sys; print(sorted({'datasets', 'pyarrow', 'torch'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def corpus_of(documents: list[int]) -> Corpus:
@@ -217,3 +423,9 @@ def test_cuad_is_read(shared: Path):
 def test_banking77_is_read(shared: Path):
     corpus = read_corpus(shared / "data" / "banking77" / "test.csv", columns={"label": "category"})
     assert len(corpus) == 3080 and len(corpus.labels) == 77 and not corpus.has_documents
+
+
+def test_the_speeches_are_read_as_passages(shared: Path):
+    corpus = read_corpus(shared / "data" / "lm" / "us_inaugural.txt")
+    assert len(corpus) > 59 and not corpus.has_documents
+    assert all("\n\n" not in example.text for example in corpus)
