@@ -1,17 +1,20 @@
 """What a checkpoint or a data file is: checksums of its bytes, and its path without the home directory."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from attnlens.core.errors import CheckpointError
 
+RECORD = "attnlens.json"  # the training record in a folder that `attnlens finetune` wrote
 BLOCK = 1 << 20  # bytes read at a time: the files are larger than memory need be
 
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of one file's bytes, in hex, without reading it whole into memory."""
-    return _sha256([Path(path)])
+    return files_sha256([Path(path)])
 
 
 def weights_sha256(directory: str | Path) -> str:
@@ -27,7 +30,24 @@ def weights_sha256(directory: str | Path) -> str:
         raise CheckpointError(
             f"{home_free(folder)} holds no *.safetensors and no *.bin: needed a checkpoint with weights."
         )
-    return _sha256(files)
+    return files_sha256(files)
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The training record of a checkpoint folder; None where attnlens did not write one."""
+    path = Path(folder).expanduser() / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{home_free(path)} cannot be read as JSON ({error}): remove it or train again."
+        ) from error
+    parts = ("base", "data", "metrics")
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
+        raise CheckpointError(f"{home_free(path)} is not a training record of attnlens: remove it or train again.")
+    return record
 
 
 def home_free(path: str | Path) -> str:
@@ -39,7 +59,8 @@ def home_free(path: str | Path) -> str:
     return str(path)
 
 
-def _sha256(files: Iterable[Path]) -> str:
+def files_sha256(files: Iterable[Path]) -> str:
+    """SHA-256 over the bytes of several files, in the order given."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -1,22 +1,33 @@
 """Load a checkpoint: none of its code runs, nothing is silently random, and its attention is proved."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from attnlens.checkpoints.identity import home_free, weights_sha256
+from attnlens.checkpoints.adapter import (
+    Adapter,
+    architecture_for,
+    attach,
+    bare_class,
+    check_kind,
+    is_head,
+    shares_base,
+)
+from attnlens.checkpoints.identity import files_sha256, home_free, read_record, weights_sha256
 from attnlens.checkpoints.proof import prove
+from attnlens.checkpoints.shelf import Shelf
+from attnlens.checkpoints.single import read_single, stored_dtype
+from attnlens.checkpoints.source import TOKENIZER_FILES, Source, check_hub, locate, settle
 from attnlens.core.errors import CheckpointError, UnknownName, UnsupportedModel
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,13 +35,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Checkpoint:
     """A loaded model with its tokenizer, its name, and where it came from.
 
-    provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof.
+    provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof;
+    of an adapter also `adapter`, where attnlens trained it `training`. Base and adapters that `load_all` put into one
+    `model` share it: run it inside `active()`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     provenance: dict[str, Any]
+    adapter: Adapter | None = None
+    source: Source | None = None
+
+    def active(self) -> AbstractContextManager[None]:
+        """While it is open the model computes as this checkpoint: with its adapter alone, or as the base."""
+        return nullcontext() if self.adapter is None else self.adapter.active(self.model)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The model without its task head; of an encoder–decoder the encoder."""
+        if self.model.config.is_encoder_decoder:
+            return self.model.get_encoder()  # pyright: ignore[reportReturnType]
+        return self.model.base_model  # pyright: ignore[reportReturnType]
 
     def __str__(self) -> str:
         """One line: name, architecture, size, dtype."""
@@ -42,51 +68,45 @@ def load(
     source: str | Path,
     *,
     name: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
 ) -> Checkpoint:
-    """Load a Hugging Face directory or hub id, in evaluation mode, and prove its attention on a small batch.
+    """Load a checkpoint of any kind, in evaluation mode, and prove its attention on a small batch.
 
-    name: what reports call it; default the folder's name or the hub id. tokenizer: used where the checkpoint has no
-    tokenizer files of its own. dtype: "float32", "bfloat16" or "float16"
-    to load in; default as stored. Raises CheckpointError for what is missing or does not fit, UnsupportedModel where
-    attention cannot be measured exactly. No code of the checkpoint is ever run.
+    source: Hugging Face or adapter directory, hub id, or a single file of weights. name: what reports call it; default
+    the folder's or file's name or the hub id. config: folder or hub id with the config.json of a single file; default
+    beside it. tokenizer: an object, folder or hub id, used where the checkpoint has no tokenizer files of its own.
+    dtype: "float32", "bfloat16" or "float16" to load in; default as stored. Raises CheckpointError for what is missing
+    or does not fit, UnsupportedModel where attention cannot be measured exactly. No code of the checkpoint is ever run.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UnknownName.among("dtype", dtype, DTYPES)
-    _check_device(device)
-    where = locate(source)
-    config = read_config(where)
-    model = _model(where, config, "auto" if dtype is None else DTYPES[dtype]).to(device).eval()  # pyright: ignore[reportArgumentType]
-    facts = {
-        "path": home_free(where),
-        "sha256": weights_sha256(where) if isinstance(where, Path) else None,
-        "revision": getattr(config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "model_type": config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "proof": prove(model).summary,
-    }
-    name = name or (where.resolve().name if isinstance(where, Path) else where)
-    return Checkpoint(model, _tokenizer(where, tokenizer), name, facts)
+    given = tokenizer if isinstance(tokenizer, str | Path) else None
+    found = locate(source, config=config, tokenizer=given)
+    return _Loader(device, dtype).load(found, name, None if given is not None else tokenizer)  # pyright: ignore[reportArgumentType]
 
 
-def locate(source: str | Path) -> Path | str:
-    """The directory of a checkpoint, or its hub id; CheckpointError for anything else."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if (path / "adapter_config.json").exists():
-            raise CheckpointError(f"{source} is a PEFT adapter; merge it into its base and save the whole model first")
-        if not (path / "config.json").exists():
-            raise CheckpointError(f"{source} holds no config.json: needed a Hugging Face checkpoint directory")
-        return path
-    if path.exists():
-        raise CheckpointError(f"{source} is a file: needed a Hugging Face checkpoint directory or a hub id")
-    if isinstance(source, Path) or not HUB_ID.fullmatch(source) or source.startswith("."):
-        raise CheckpointError(f"{source} does not exist: needed a Hugging Face checkpoint directory or a hub id")
-    return source
+def load_all(
+    sources: Sequence[str | Path],
+    *,
+    names: Sequence[str | None] | None = None,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+) -> list[Checkpoint]:
+    """Load a base, which comes first, and what was tuned from it.
+
+    Adapters of that base and the base itself are one loaded model: run it inside `active()`. A tuned checkpoint
+    without tokenizer takes the base's. Raises what `load` raises, and CheckpointError for an adapter of another base.
+    """
+    found = settle([locate(source, config=config, tokenizer=tokenizer) for source in sources])
+    loader = _Loader(device, dtype)
+    loader.adapters = [source for source in found if source.kind == "adapter" and shares_base(check_kind(source))]
+    loaded: list[Checkpoint] = []
+    for source, name in zip(found, names or (None,) * len(found), strict=True):
+        loaded.append(loader.load(source, name, loaded[0].tokenizer if loaded else None))
+    return loaded
 
 
 def read_config(where: Path | str) -> Any:
@@ -101,16 +121,152 @@ def read_config(where: Path | str) -> Any:
         raise CheckpointError(f"{home_free(where)}/config.json cannot be used: {_first_line(error)}") from error
 
 
-def check_hub(name: str) -> None:
-    """CheckpointError for a hub id that is neither in the local cache nor at the hub.
+class _Loader:
+    """Loads checkpoints one after the other; those that stand on one base share its model.
 
-    transformers would ask six times, for half a minute, where a mistyped folder or a missing network is the cause.
+    adapters: what is to come and shares its base's model, so that the base is loaded in the class they need.
     """
+
+    def __init__(self, device: str | torch.device, dtype: str | None):
+        if dtype is not None and dtype not in DTYPES:
+            raise UnknownName.among("dtype", dtype, DTYPES)
+        _check_device(device)
+        self.device, self.dtype = device, None if dtype is None else DTYPES[dtype]
+        self.adapters: list[Source] = []
+        self.hosts: dict[tuple, PreTrainedModel] = {}
+        self.sizes: dict[PreTrainedModel, int] = {}
+
+    def load(self, source: Source, name: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoint:
+        """One checkpoint; the tokenizer is used where it has none."""
+        adapter = None
+        if source.kind == "adapter":
+            model, adapter = self._adapted(source)
+        elif guests := [guest for guest in self.adapters if guest.base == source]:
+            model, adapter = self._host(source, guests[0]), Adapter(None, {})
+        else:
+            model = self._plain(source, *_described(source))
+        facts = _facts(source, model, adapter)
+        facts["parameters"] = self.sizes[model] + (facts.get("adapter") or {}).get("parameters", 0)
+        loaded = Checkpoint(model, _tokenizer(source, tokenizer), name or source.name, facts, adapter, source)
+        with loaded.active():
+            facts["proof"] = prove(model).summary
+        return loaded
+
+    def _adapted(self, source: Source) -> tuple[PreTrainedModel, Adapter]:
+        settings = check_kind(source)
+        if source.base is None:
+            raise CheckpointError(
+                f"the base {settings.get('base_model_name_or_path') or '(none named)'} of the adapter {source.given} "
+                f"is neither here nor a hub id: give both, BASE {source.given}"
+            )
+        model = self._host(source.base, source)
+        before = _size(model)
+        adapter = attach(model, source)
+        _check_finite(model, source)
+        return model, replace(adapter, facts=adapter.facts | {"parameters": _size(model) - before})
+
+    def _host(self, base: Source, adapter: Source) -> PreTrainedModel:
+        """The model of `base` in the class that `adapter` was trained in; the same for all adapters of that class."""
+        stored, config = _described(base)
+        settings = check_kind(adapter)
+        architecture = architecture_for(adapter, settings, stored, config)
+        if not shares_base(settings):
+            return self._plain(base, architecture, config)
+        key = (base, architecture, config.num_labels)
+        if key not in self.hosts:
+            self.hosts[key] = self._plain(base, architecture, config)
+        return self.hosts[key]
+
+    def _plain(self, source: Source, architecture: Any, config: Any) -> PreTrainedModel:
+        model = _model(source, architecture, config, self.dtype).to(self.device).eval()  # pyright: ignore[reportArgumentType]
+        _check_finite(model, source)
+        self.sizes[model] = _size(model)
+        return model
+
+
+def _described(source: Source) -> tuple[Any, Any]:
+    """The class a checkpoint was saved in, and its configuration."""
+    config = read_config(source.config)
+    names = config.architectures or []
+    architecture = getattr(transformers, names[0], None) if names else None
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+        architecture = bare_class(config)
+    return architecture, config
+
+
+def _model(source: Source, architecture: Any, config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model in this architecture, all backbone weights present and of the shapes that its configuration gives."""
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(f"{source.given} is an encoder–decoder model; attnlens cannot compare those yet")
+    Shelf(source.files)  # a file whose header lies is refused before anything reads it
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    where: Any = source.given if source.kind == "hub" else source.path
+    if source.kind == "file":
+        state, where = read_single(source, architecture, config), None
+        options = {"dtype": dtype or stored_dtype(state), "state_dict": state}
     try:
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=10)
-    except Exception as error:  # its errors have no common root below Exception
-        raise CheckpointError(f"{name} is no folder here, and no such model could be had from the hub") from error
+        loaded: Any = architecture.from_pretrained(
+            where,
+            config=config,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the weights of {source.given} cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    mismatched = sorted(entry for entry in report["mismatched_keys"] if not is_head(entry[0], model))
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise CheckpointError(
+            f"the weights of {source.given} cannot be loaded: {name} is {tuple(stored)} there and {tuple(wanted)} by "
+            "its config.json, which belongs to another model"
+        )
+    missing = sorted(name for name in report["missing_keys"] if not is_head(name, model) and "pooler" not in name)
+    if missing:
+        raise CheckpointError(
+            f"{source.given} lacks {len(missing)} backbone weights, the first is {missing[0]}; they would be random"
+        )
+    return model
+
+
+def _facts(source: Source, model: PreTrainedModel, adapter: Adapter | None) -> dict[str, Any]:
+    """Where a checkpoint came from; no home directory in it."""
+    config = model.config
+    facts = {
+        "path": source.given,
+        "kind": source.kind,
+        "sha256": _sha256(source),
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "model_type": config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if adapter is not None and source.base is not None:
+        facts["adapter"] = adapter.facts | {"base": source.base.given, "base_sha256": _sha256(source.base)}
+    training = read_record(source.path) if source.path is not None and source.path.is_dir() else None
+    return facts if training is None else facts | {"training": training}
+
+
+def _sha256(source: Source) -> str | None:
+    """Checksum of a checkpoint's own weights; a hub id's is its revision."""
+    if source.kind == "hub" or source.path is None:
+        return None
+    return weights_sha256(source.path) if source.kind == "directory" else files_sha256(source.files)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_finite(model: nn.Module, source: Source) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise CheckpointError(
+                f"{source.given} holds NaN or infinite numbers, the first in {name}: the training that wrote it "
+                "diverged, or the file is damaged"
+            )
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -120,44 +276,17 @@ def _check_device(device: str | torch.device) -> None:
         raise CheckpointError(f"device {device} cannot be used here: {_first_line(error)}") from error
 
 
-def _model(where: Path | str, config: Any, dtype: Any) -> PreTrainedModel:
-    """The model in the architecture it was saved in, all backbone weights present."""
-    if config.is_encoder_decoder:
-        raise UnsupportedModel(f"{where} is an encoder–decoder model; attnlens cannot compare those yet")
-    names = config.architectures or []
-    architecture = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
-        architecture = transformers.AutoModel
-    try:
-        loaded: Any = architecture.from_pretrained(
-            where, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-        model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of {where} cannot be loaded: {_first_line(error)}") from error
-    backbone = model.base_model_prefix + "."
-    has_head = model.base_model is not model
-    missing = [
-        name
-        for name in sorted(report["missing_keys"])
-        if (name.startswith(backbone) or not has_head) and "pooler" not in name
-    ]
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks {len(missing)} backbone weights, the first is {missing[0]}; they would be random"
-        )
-    return model
-
-
-def _tokenizer(where: Path | str, fallback: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    if isinstance(where, Path) and not any((where / name).exists() for name in TOKENIZER_FILES):
+def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if source.tokenizer is None:
         if fallback is None:
-            raise CheckpointError(f"{home_free(where)} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+            raise CheckpointError(
+                f"{source.given} has no tokenizer files ({', '.join(TOKENIZER_FILES)}): add --tokenizer ID|DIR"
+            )
         return fallback
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer of {where} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"the tokenizer of {source.given} cannot be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

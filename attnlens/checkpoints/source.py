@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 
-from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.identity import files_sha256, home_free
 from attnlens.core.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,6 +68,42 @@ def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: s
     if isinstance(source, Path) or not HUB_ID.fullmatch(source):
         raise CheckpointError(f"{home_free(path)} does not exist: {NEEDED}")
     return _hub(source, tokenizer)
+
+
+def settle(sources: Sequence[Source]) -> list[Source]:
+    """Base first: adapters stand on that base as given, or on what it stands on where it is an adapter too.
+
+    CheckpointError for an adapter whose own base is at hand and has other weights.
+    """
+    if not sources:
+        return []
+    first = sources[0]
+    base = first.base if first.kind == "adapter" else first
+    return [first, *(source if base is None else _standing_on(base, source, first) for source in sources[1:])]
+
+
+def _standing_on(base: Source, source: Source, first: Source) -> Source:
+    if source.kind != "adapter":
+        return source
+    assert source.path is not None
+    if source.base is not None and not _same_weights(source.base, base):
+        shown = f"{first.given} stands on {base.given}" if first is not base else f"{first.given} has other weights"
+        raise CheckpointError(
+            f"{source.given} is an adapter of {source.base.given}, but {shown}: give the base it was trained on, or "
+            "the adapter alone"
+        )
+    tokenizer = source.path if _has_tokenizer(source.path) else base.tokenizer or source.tokenizer
+    return replace(source, base=base, config=base.config, tokenizer=tokenizer)
+
+
+def _same_weights(recorded: Source, base: Source) -> bool:
+    """Whether two sources hold the same bytes; a hub id that is not in the cache is taken at the user's word."""
+    if not recorded.files or not base.files:
+        return recorded.path is None or base.path is None
+    if [path.resolve() for path in recorded.files] == [path.resolve() for path in base.files]:
+        return True
+    sizes = [[path.stat().st_size for path in each.files] for each in (recorded, base)]
+    return sizes[0] == sizes[1] and files_sha256(recorded.files) == files_sha256(base.files)
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

@@ -104,10 +104,10 @@ def broken(folder: Path, what: str) -> Path:
         ("config not json", "config.json cannot be used"),
         ("unknown type", "config.json cannot be used"),
         ("no weights", "the weights of .* cannot be loaded"),
-        ("weights not safetensors", "the weights of .* cannot be loaded"),
+        ("weights not safetensors", "is no whole safetensors file"),
         ("weights of another shape", "the weights of .* cannot be loaded"),
         ("weights missing", "lacks 16 backbone weights, the first is encoder.layer.2"),
-        ("adapter", "is a PEFT adapter; merge it"),
+        ("adapter", "is an adapter without adapter_model.safetensors"),
         ("broken tokenizer", "the tokenizer of .* cannot be loaded"),
     ],
 )

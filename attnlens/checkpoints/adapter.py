@@ -1,0 +1,217 @@
+"""PEFT adapters: put into the loaded base, several side by side, and switched on and off layer by layer."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from attnlens.checkpoints.shelf import Shelf
+from attnlens.checkpoints.source import Source, adapter_config
+from attnlens.core.errors import CheckpointError, UnsupportedModel
+
+SAVED = "base_model.model."  # what peft puts before the names of the model
+TASKS = {
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+}
+# Ways to begin training that leave the base as it was; the others (pissa, olora, …) write into it.
+HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mipro")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Which adapter of a model a checkpoint is. name: in the model, None: it is the base, with all adapters off.
+
+    facts: type, r and alpha where it has them, task, weights of a head that were ignored.
+    """
+
+    name: str | None
+    facts: dict[str, Any]
+
+    @contextmanager
+    def active(self, model: nn.Module) -> Iterator[None]:
+        """The model computes with this adapter alone, or as the base; afterwards as before."""
+        switches = [part for part in model.modules() if isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        before = [(part, not part.disable_adapters, list(part.active_adapters)) for part in switches]
+        try:
+            for part in switches:
+                _switch(part, [] if self.name is None else [self.name])
+            yield
+        finally:
+            for part, enabled, names in before:
+                _switch(part, names if enabled else [])
+
+
+def _switch(part: Any, names: list[str]) -> None:
+    """Use these adapters in one part of the model; where they have nothing there it computes as in the base."""
+    if isinstance(part, AuxiliaryTrainingWrapper):
+        names = [name for name in names if name in part._adapters]
+    part.enable_adapters(bool(names))
+    if names:
+        part.set_adapter(names, inference_mode=True)
+
+
+def check_kind(source: Source) -> dict[str, Any]:
+    """The adapter's settings; UnsupportedModel for kinds that attnlens cannot put into a model and switch off."""
+    assert source.path is not None
+    settings = adapter_config(source.path)
+    kind = settings["peft_type"]
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
+    if known is None:
+        raise UnsupportedModel(f"{source.given} is an adapter of the kind {kind}, which this version of peft lacks")
+    if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT"):
+        raise UnsupportedModel(
+            f"{source.given} is a {kind} adapter: its virtual tokens take part in attention, and attnlens cannot "
+            "measure those yet"
+        )
+    return settings
+
+
+def shares_base(settings: dict[str, Any]) -> bool:
+    """Whether the model with this adapter switched off is the base: it has trained no weight of the base itself."""
+    starts = [value for name, value in settings.items() if name.startswith("init_") and name.endswith("weights")]
+    return settings.get("bias", "none") == "none" and all(start in HARMLESS_STARTS for start in starts)
+
+
+def architecture_for(source: Source, settings: dict[str, Any], stored: Any, config: Any) -> Any:
+    """The class of model that the adapter was trained in: names of its weights are names in that class.
+
+    stored: the class the base was saved in. The size of a classification head is read from the adapter's weights.
+    """
+    with Shelf(source.files) as shelf:
+        shapes = {name.removeprefix(SAVED): shelf.shape(name) for name in shelf.names}
+    prefix = f"{bare_class(config).base_model_prefix}."
+    if not any(name.startswith(prefix) for name in shapes):
+        return stored if _is_bare(stored, config) else bare_class(config)
+    named = getattr(transformers, str((settings.get("auto_mapping") or {}).get("base_model_class")), None)
+    found = TASKS.get(str(settings.get("task_type")))
+    if found is not None:
+        try:
+            found = found._model_mapping[type(config)]
+        except KeyError as error:
+            raise CheckpointError(
+                f"{source.given} is an adapter for {settings['task_type']}, which {config.model_type} has no head for"
+            ) from error
+        found = found[0] if isinstance(found, tuple) else found
+    elif isinstance(named, type) and issubclass(named, PreTrainedModel) and named.config_class is type(config):
+        found = named
+    elif not _is_bare(stored, config):
+        found = stored
+    else:
+        raise CheckpointError(
+            f"{source.given} does not say which head it was trained with (no task_type in its adapter_config.json)"
+        )
+    _fit_labels(found, config, shapes)
+    return found
+
+
+def attach(model: PreTrainedModel, source: Source) -> Adapter:
+    """Put an adapter into the model in place; CheckpointError where any of its weights finds no place or is absent.
+
+    Weights of a head may be absent or have no place: heads are not measured, and `facts` names them.
+    """
+    assert source.path is not None
+    settings = check_kind(source)
+    name = f"attnlens{len(getattr(model, 'peft_config', {}))}"
+    kept = _checksums(model) if shares_base(settings) else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they would say is checked below
+            peft_config = PeftConfig.from_pretrained(str(source.path))
+            wrapped = PeftModel.from_pretrained(
+                model, str(source.path), adapter_name=name, config=peft_config, torch_device=str(model.device)
+            )
+            placed = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+        raise CheckpointError(f"the adapter {source.given} does not fit its base: {reason}") from error
+    model.requires_grad_(False)
+    model.eval()
+    ignored = _check_places(model, source, frozenset(placed), kept)
+    if any(torch.hash_tensor(parameter.data).item() != before for parameter, before in kept.items()):
+        raise UnsupportedModel(f"loading the adapter {source.given} changes weights of its base; merge and save it")
+    return Adapter(name, _facts(settings) | ({"ignored": ignored} if ignored else {}))
+
+
+def _check_places(model: PreTrainedModel, source: Source, placed: frozenset[str], kept: dict) -> list[str]:
+    """Names of head weights that were left out; CheckpointError where a weight of the backbone was."""
+    with Shelf(source.files) as shelf:
+        stored = frozenset(shelf.names)
+        absent, stray = sorted(placed - stored), sorted(stored - placed)
+        own = {name: parameter for name, parameter in model.named_parameters() if parameter in kept}
+        # Some trainers save the base's embeddings along: nothing was tuned where they are the base's own.
+        stray = [name for name in stray if not _is_copy(shelf, name, own)]
+    head = [name for name in (*absent, *stray) if is_head(name.removeprefix(SAVED), model)]
+    for names, fault in (
+        (absent, "lacks {} of its weights, the first is {}; they would be random"),
+        (stray, "holds {} weights that have no place in its base, the first is {}: it was made for another model"),
+    ):
+        if faulty := [name for name in names if name not in head]:
+            raise CheckpointError(f"the adapter {source.given} {fault.format(len(faulty), faulty[0])}")
+    return head
+
+
+def _is_copy(shelf: Shelf, name: str, own: dict[str, nn.Parameter]) -> bool:
+    bare = name.removeprefix(SAVED).replace(".base_layer.", ".")
+    match = own.get(bare, own.get(bare.removesuffix("weight") + "base_layer.weight"))
+    return match is not None and torch.equal(shelf.read(name).to(match), match)
+
+
+def is_head(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight lies outside the backbone; everything of a model without a head lies inside."""
+    return model.base_model is not model and not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _checksums(model: nn.Module) -> dict[nn.Parameter, int]:
+    return {parameter: int(torch.hash_tensor(parameter.data).item()) for parameter in model.parameters()}
+
+
+def _facts(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of an adapter."""
+    alpha = settings.get("lora_alpha", settings.get("alpha"))
+    facts = {
+        "type": settings["peft_type"],
+        "r": settings.get("r"),
+        "alpha": alpha,
+        "task": settings.get("task_type"),
+    }
+    flags = [name for name in ("use_dora", "use_rslora") if settings.get(name)]
+    return {name: value for name, value in facts.items() if value is not None} | dict.fromkeys(flags, True)
+
+
+def bare_class(config: Any) -> Any:
+    """The class of the model without a head."""
+    try:
+        found = transformers.AutoModel._model_mapping[type(config)]  # pyright: ignore[reportAttributeAccessIssue]
+    except KeyError as error:
+        raise UnsupportedModel(f"transformers has no model for text of the type {config.model_type}") from error
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _is_bare(architecture: Any, config: Any) -> bool:
+    return architecture is transformers.AutoModel or architecture is bare_class(config)
+
+
+def _fit_labels(architecture: Any, config: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Set `num_labels` to what the adapter's head has."""
+    with torch.device("meta"):
+        model = architecture._from_config(config)
+    for name, parameter in model.named_parameters():
+        stored = shapes.get(name, ())
+        if stored != parameter.shape and stored[1:] == parameter.shape[1:] and len(parameter) == config.num_labels:
+            config.num_labels = stored[0]
+            return
