@@ -55,6 +55,11 @@ class Scores:
             if tensor is not None and any(a not in (1, b) for a, b in zip(tensor.shape, full, strict=True)):
                 raise ShapeError(f"{name} must broadcast to (B, H, Q, K)={full}; got {tuple(tensor.shape)}")
 
+    @property
+    def merely_causal(self) -> bool:
+        """Whether causality alone says what is hidden: then a box need not be looked at key by key."""
+        return self.causal and self.window is None and self.mask is None
+
     def visible(self, box: Box, offset: int, device: torch.device) -> Tensor | None:
         """Which keys of the box may be seen, bool (b|1, h|1, q, k); None where all may. offset: K − Q of the map."""
         seen = None
@@ -72,14 +77,11 @@ class Scores:
 
     def hide(self, logits: Tensor, box: Box, offset: int) -> None:
         """Put HIDDEN where a key may not be seen, in place. offset: K − Q of the map."""
-        if self.mask is None and self.window is None and self.causal:
-            # Only the last keys of a causal box lie beyond some row's frontier.
+        if self.merely_causal:  # only the last keys of the box lie beyond some row's frontier
             first = max(0, box.queries.start + offset + 1)
             hidden = distances(box, offset, logits.device)[:, first:] < 0
             logits[..., first:].masked_fill_(hidden, HIDDEN)
-            return
-        seen = self.visible(box, offset, logits.device)
-        if seen is not None:
+        elif (seen := self.visible(box, offset, logits.device)) is not None:
             logits.masked_fill_(~seen, HIDDEN)
 
     def finish(self, logits: Tensor, box: Box) -> Tensor:

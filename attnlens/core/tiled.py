@@ -74,14 +74,19 @@ class _Part:
 
     def grouped(self, weights: Tensor) -> Tensor:
         """Σ_j w_ij g_j (b, h, q, G) for w (b, h, q, k)."""
-        columns, _ = needed_columns(self.groups)
-        return (weights.flatten(1, 2) @ columns).view(*weights.shape[:3], -1)
+        return _times(weights, needed_columns(self.groups)[0])
 
 
 def needed_columns(groups: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Group weights and content of a tile; the keeper has refused statistics whose groups are missing."""
     assert groups is not None
     return groups
+
+
+def _times(weights: Tensor, columns: Tensor) -> Tensor:
+    """Weights (b, h, q, k) times columns (b, k, G), with the few columns first: several times quicker."""
+    product = columns.mT.contiguous() @ weights.flatten(1, 2).mT
+    return product.mT.unflatten(1, weights.shape[1:3])
 
 
 def _entropy(logits: Tensor, weights: Tensor, peak: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def _log_odds(part: _Part) -> Tensor:
     inside = columns * content[..., None]
     sides = []
     for side in (inside, content[..., None] - inside):
-        mass = (weights.flatten(1, 2) @ side).view(*weights.shape[:3], -1)
+        mass = _times(weights, side)
         if part.tile.visible is None:
             count = side.sum(1)[:, None, None]
         else:

@@ -48,6 +48,10 @@ class Tile:
     @cached_property
     def count(self) -> Tensor:
         """n_i (b|1, h|1, q): visible keys, a null key included."""
+        if self.scores.merely_causal:
+            rows = torch.arange(self.box.queries.start, self.box.queries.stop, device=self.logits.device)
+            seen = (rows + self.offset + 1).clamp(0, self.box.keys) + (self.scores.sinks is not None)
+            return seen.to(self.logits.dtype)[None, None]
         if self.visible is None:
             return self.logits.new_full((1, 1, 1), self.logits.shape[-1])
         return self.visible.sum(-1, dtype=self.logits.dtype)
@@ -133,7 +137,7 @@ class Tiles:
         weights = tile.weights[..., : tile.box.keys]
         packed = weights.reshape(-1, self.repeats * weights.shape[2], tile.box.keys)
         output = torch.bmm(packed, self.values[self._flat(tile.box), : tile.box.keys]).view(*weights.shape[:3], -1)
-        return output if tile.visible is None else output.masked_fill((tile.count == 0)[..., None], 0.0)
+        return output.masked_fill_((tile.count == 0)[..., None], 0.0)
 
     def _logits(self, box: Box) -> tuple[Tensor, Tensor]:
         """Logits (b, h, q, k) without the part of the mean key, and that part (b, h, q); nothing is hidden yet."""
