@@ -141,19 +141,22 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
         raise CheckpointError(f"the adapter {source.given} does not fit its base: {reason}") from error
     model.requires_grad_(False)
     model.eval()
-    ignored = _check_places(model, source, frozenset(placed), kept)
+    ignored = _check_places(model, source, frozenset(placed))
     if any(torch.hash_tensor(parameter.data).item() != before for parameter, before in kept.items()):
-        raise UnsupportedModel(f"loading the adapter {source.given} changes weights of its base; merge and save it")
+        raise UnsupportedModel(
+            f"the adapter {source.given} brings other weights for its base itself, so that switched off it is not the "
+            "base: merge it into its base (merge_and_unload) and save the whole model"
+        )
     return Adapter(name, _facts(settings) | ({"ignored": ignored} if ignored else {}))
 
 
-def _check_places(model: PreTrainedModel, source: Source, placed: frozenset[str], kept: dict) -> list[str]:
+def _check_places(model: PreTrainedModel, source: Source, placed: frozenset[str]) -> list[str]:
     """Names of head weights that were left out; CheckpointError where a weight of the backbone was."""
     with Shelf(source.files) as shelf:
         stored = frozenset(shelf.names)
         absent, stray = sorted(placed - stored), sorted(stored - placed)
-        own = {name: parameter for name, parameter in model.named_parameters() if parameter in kept}
-        # Some trainers save the base's embeddings along: nothing was tuned where they are the base's own.
+        own = dict(model.named_parameters())
+        # Some trainers save the base's embeddings along, and peft has put them into the base: `attach` compares them.
         stray = [name for name in stray if not _is_copy(shelf, name, own)]
     head = [name for name in (*absent, *stray) if is_head(name.removeprefix(SAVED), model)]
     for names, fault in (
@@ -211,7 +214,7 @@ def _fit_labels(architecture: Any, config: Any, shapes: dict[str, tuple[int, ...
     with torch.device("meta"):
         model = architecture._from_config(config)
     for name, parameter in model.named_parameters():
-        stored = shapes.get(name, ())
+        stored = shapes.get(name, parameter.shape)
         if stored != parameter.shape and stored[1:] == parameter.shape[1:] and len(parameter) == config.num_labels:
             config.num_labels = stored[0]
             return
