@@ -101,7 +101,7 @@ def architecture_for(source: Source, settings: dict[str, Any], stored: Any, conf
     found = TASKS.get(str(settings.get("task_type")))
     if found is not None:
         try:
-            found = found._model_mapping[type(config)]
+            found = found._model_mapping[type(config)]  # pyright: ignore[reportOptionalSubscript]
         except KeyError as error:
             raise CheckpointError(
                 f"{source.given} is an adapter for {settings['task_type']}, which {config.model_type} has no head for"
@@ -122,7 +122,7 @@ def architecture_for(source: Source, settings: dict[str, Any], stored: Any, conf
 def attach(model: PreTrainedModel, source: Source) -> Adapter:
     """Put an adapter into the model in place; CheckpointError where any of its weights finds no place or is absent.
 
-    Weights of a head may be absent or have no place: heads are not measured, and `facts` names them.
+    Weights of a head may have no place: heads are not measured, and `facts` names them.
     """
     assert source.path is not None
     settings = check_kind(source)
@@ -138,6 +138,7 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
             placed = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
         raise CheckpointError(f"the adapter {source.given} does not fit its base: {reason}") from error
     model.requires_grad_(False)
     model.eval()
@@ -158,7 +159,7 @@ def _check_places(model: PreTrainedModel, source: Source, placed: frozenset[str]
         own = dict(model.named_parameters())
         # Some trainers save the base's embeddings along, and peft has put them into the base: `attach` compares them.
         stray = [name for name in stray if not _is_copy(shelf, name, own)]
-    head = [name for name in (*absent, *stray) if is_head(name.removeprefix(SAVED), model)]
+    head = [name for name in stray if is_head(name.removeprefix(SAVED), model)]
     for names, fault in (
         (absent, "lacks {} of its weights, the first is {}; they would be random"),
         (stray, "holds {} weights that have no place in its base, the first is {}: it was made for another model"),
@@ -179,8 +180,10 @@ def is_head(name: str, model: PreTrainedModel) -> bool:
     return model.base_model is not model and not name.startswith(f"{model.base_model_prefix}.")
 
 
-def _checksums(model: nn.Module) -> dict[nn.Parameter, int]:
-    return {parameter: int(torch.hash_tensor(parameter.data).item()) for parameter in model.parameters()}
+def _checksums(model: PreTrainedModel) -> dict[nn.Parameter, int]:
+    """Of every weight of the backbone; a head is not measured, and a base often has none of its own."""
+    backbone = {parameter for name, parameter in model.named_parameters() if not is_head(name, model)}
+    return {parameter: int(torch.hash_tensor(parameter.data).item()) for parameter in backbone}
 
 
 def _facts(settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
 def bare_class(config: Any) -> Any:
     """The class of the model without a head."""
     try:
-        found = transformers.AutoModel._model_mapping[type(config)]  # pyright: ignore[reportAttributeAccessIssue]
+        found = transformers.AutoModel._model_mapping[type(config)]  # pyright: ignore[reportOptionalSubscript]
     except KeyError as error:
         raise UnsupportedModel(f"transformers has no model for text of the type {config.model_type}") from error
     return found[0] if isinstance(found, tuple) else found

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from attnlens.checkpoints.load import Checkpoint, load, load_all
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 
-BERT = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16}
-GPT = {"n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 60, "n_positions": 32}
+BERT: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16}
+GPT: dict[str, Any] = {"n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 60, "n_positions": 32}
 TOKENS = torch.tensor([[5, 17, 23, 42, 8, 11]])
 KINDS: dict[str, peft.PeftConfig] = {
     "lora": peft.LoraConfig(task_type="SEQ_CLS", r=2),
@@ -59,7 +59,7 @@ def write_adapter(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
@@ -211,12 +211,33 @@ def test_what_the_adapter_lacks_or_holds_too_much_is_an_error(base: Path, tmp_pa
         load(folder)
 
 
-def test_a_head_that_was_not_saved_is_said(base: Path, tmp_path: Path):
+def test_a_head_without_a_place_is_ignored_and_said(base: Path, tmp_path: Path):
+    folder = write_adapter(tmp_path / "a", base, KINDS["lora"])
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.extra_head.weight": torch.zeros(3)}, path)
+    tuned = load(folder)
+    assert tuned.provenance["adapter"]["ignored"] == ["base_model.model.extra_head.weight"]
+    merged = saved_by_peft(base, folder, tf.BertForSequenceClassification)
+    torch.testing.assert_close(hidden(tuned), merged, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_the_settings_do_not_name(base: Path, tmp_path: Path):
+    """Saved by hand beside the adapter: peft puts it into the base's head, which is not the base's own either."""
+    folder = write_adapter(tmp_path / "a", base, KINDS["lora"])
+    head = {"base_model_class": "BertForSequenceClassification", "parent_library": "transformers"}
+    settings(folder, task_type=None, auto_mapping=head, modules_to_save=None)
+    first, tuned = load_all([base, folder])
+    assert type(tuned.model) is tf.BertForSequenceClassification
+    assert torch.equal(hidden(first), hidden(load(base)))
+    stored = load_file(folder / "adapter_model.safetensors")["base_model.model.classifier.weight"]
+    assert torch.equal(tuned.model.get_parameter("classifier.weight"), stored)
+
+
+def test_a_head_that_was_not_saved(base: Path, tmp_path: Path):
     folder = write_adapter(tmp_path / "a", base, KINDS["lora"])
     rename(folder, lambda name: None if "classifier" in name else name)
-    tuned = load(folder)
-    assert all("classifier" in name for name in tuned.provenance["adapter"]["ignored"])
-    assert len(tuned.provenance["adapter"]["ignored"]) == 2
+    with pytest.raises(CheckpointError, match=r"does not fit its base: it lacks '.*classifier.weight'"):
+        load(folder)
 
 
 def test_embeddings_saved_along_must_be_the_base_s(base: Path, tmp_path: Path):
