@@ -101,12 +101,11 @@ def architecture_for(source: Source, settings: dict[str, Any], stored: Any, conf
     found = TASKS.get(str(settings.get("task_type")))
     if found is not None:
         try:
-            found = found._model_mapping[type(config)]  # pyright: ignore[reportOptionalSubscript]
+            found = _class_of(found, config)
         except KeyError as error:
             raise CheckpointError(
                 f"{source.given} is an adapter for {settings['task_type']}, which {config.model_type} has no head for"
             ) from error
-        found = found[0] if isinstance(found, tuple) else found
     elif isinstance(named, type) and issubclass(named, PreTrainedModel) and named.config_class is type(config):
         found = named
     elif not _is_bare(stored, config):
@@ -202,9 +201,14 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
 def bare_class(config: Any) -> Any:
     """The class of the model without a head."""
     try:
-        found = transformers.AutoModel._model_mapping[type(config)]  # pyright: ignore[reportOptionalSubscript]
+        return _class_of(transformers.AutoModel, config)
     except KeyError as error:
         raise UnsupportedModel(f"transformers has no model for text of the type {config.model_type}") from error
+
+
+def _class_of(auto: Any, config: Any) -> Any:
+    """The class that an Auto class takes for this configuration; KeyError where it has none."""
+    found = auto._model_mapping[type(config)]
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -217,7 +221,8 @@ def _fit_labels(architecture: Any, config: Any, shapes: dict[str, tuple[int, ...
     with torch.device("meta"):
         model = architecture._from_config(config)
     for name, parameter in model.named_parameters():
-        stored = shapes.get(name, parameter.shape)
-        if stored != parameter.shape and stored[1:] == parameter.shape[1:] and len(parameter) == config.num_labels:
+        own = tuple(parameter.shape)
+        stored = shapes.get(name, own)
+        if stored != own and stored[1:] == own[1:] and own[0] == config.num_labels:
             config.num_labels = stored[0]
             return

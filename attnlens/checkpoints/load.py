@@ -25,7 +25,7 @@ from attnlens.checkpoints.identity import files_sha256, home_free, read_record, 
 from attnlens.checkpoints.proof import prove
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
-from attnlens.checkpoints.source import TOKENIZER_FILES, Source, check_hub, locate, settle
+from attnlens.checkpoints.source import TOKENIZER_FILES, Source, check_hub, locate, names_of, settle
 from attnlens.core.errors import CheckpointError, UnknownName, UnsupportedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,7 +89,7 @@ def load(
 def load_all(
     sources: Sequence[str | Path],
     *,
-    names: Sequence[str | None] | None = None,
+    names: Sequence[str] | None = None,
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -104,7 +104,7 @@ def load_all(
     loader = _Loader(device, dtype)
     loader.adapters = [source for source in found if source.kind == "adapter" and shares_base(check_kind(source))]
     loaded: list[Checkpoint] = []
-    for source, name in zip(found, names or (None,) * len(found), strict=True):
+    for source, name in zip(found, names or names_of(found), strict=True):
         loaded.append(loader.load(source, name, loaded[0].tokenizer if loaded else None))
     return loaded
 

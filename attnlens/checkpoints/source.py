@@ -49,6 +49,15 @@ class Source:
         return path.stem if self.kind == "file" else path.name
 
 
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """What reports call them; those of one name are told apart by the folder they lie in."""
+    names = [source.name for source in sources]
+    return [
+        f"{source.path.resolve().parent.name}/{name}" if names.count(name) > 1 and source.path is not None else name
+        for source, name in zip(sources, names, strict=True)
+    ]
+
+
 def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: str | Path | None = None) -> Source:
     """Find a checkpoint; CheckpointError for what is none or lacks a part.
 

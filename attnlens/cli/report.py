@@ -7,7 +7,12 @@ import typer
 
 
 def report(
-    checkpoints: Annotated[list[str], typer.Argument(help="BASE TUNED [TUNED …], or one TUNED that records its base.")],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            help="BASE TUNED [TUNED …], or one TUNED that names its base: folders, adapters, files, hub ids."
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="JSONL or CSV with `text`; also label, spans, document, id.")
     ] = None,
@@ -23,6 +28,10 @@ def report(
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Folder or hub id with the config.json of single weight files.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id with the tokenizer of such files.")] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -51,6 +60,8 @@ def report(
             columns={name: column for name, column in columns.items() if column is not None} or None,
             device=device,
             dtype=dtype,
+            config=config,
+            tokenizer=tokenizer,
             force=force,
             progress=advance,
             announce=terminal.announce,

@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from attnlens import __version__
 from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.checkpoints.identity import home_free, weights_sha256
-from attnlens.checkpoints.load import Checkpoint, load
+from attnlens.checkpoints.load import Checkpoint, load_all
+from attnlens.checkpoints.source import adapter_config, locate
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
@@ -43,6 +45,8 @@ class ReportOptions:
     columns: Mapping[str, str] | None = None
     device: str = "cpu"
     dtype: str | None = None
+    config: str | Path | None = None
+    tokenizer: str | Path | None = None
     force: bool = False
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -87,10 +91,17 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     OutputExists. Nothing is written where the question itself is at fault.
     """
     options = ReportOptions() if options is None else options
-    base, *tuned = _with_base(checkpoints)
-    texts = _texts(tuned[0], options)
-    models = _load(base, tuned, options)
-    directory = Path(options.output or f"report-{slug(models[0].name)}-vs-{slug(models[1].name)}")
+    sources = _with_base(checkpoints, options)
+    texts = _texts(sources[1], options)
+    models = load_all(
+        sources,
+        names=options.names,
+        config=options.config,
+        tokenizer=options.tokenizer,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    directory = Path(options.output or _folder([model.name for model in models]))
     key = _key(models, texts, options)
     if is_complete(directory, key, force=options.force):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
@@ -144,25 +155,40 @@ def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
     return shlex.join(words)
 
 
-def _with_base(checkpoints: Sequence[str | Path]) -> list[str | Path]:
-    """Base first; a lone tuned checkpoint brings it in its record, and must be the one it was trained from."""
+def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> list[str | Path]:
+    """Base first; a lone tuned checkpoint names it, and it must be the one it was trained from."""
     if len(checkpoints) > 1:
         return list(checkpoints)
     if not checkpoints:
         raise CheckpointError("needed a base and a tuned checkpoint, got none")
-    record = read_record(checkpoints[0])
+    found = locate(checkpoints[0], config=options.config, tokenizer=options.tokenizer)
+    if found.kind == "adapter":
+        if found.base is None:
+            raise CheckpointError(
+                f"the base of the adapter {found.given} is neither here nor a hub id: give both, attnlens report BASE "
+                f"{found.given}"
+            )
+        if options.announce is not None:
+            options.announce(f"{found.given} is an adapter of {found.base.given}")
+        return [found.base.path or found.base.given, checkpoints[0]]
+    return [_recorded_base(checkpoints[0]), checkpoints[0]]
+
+
+def _recorded_base(tuned: str | Path) -> str:
+    """The base that a training record names, still the one that was trained."""
+    record = read_record(tuned)
     base = {} if record is None else record["base"]
     if not isinstance(base.get("path"), str):
         raise CheckpointError(
-            f"{checkpoints[0]} has no training record that names its base: give both, attnlens report BASE TUNED"
+            f"{tuned} has no training record that names its base: give both, attnlens report BASE TUNED"
         )
     path = Path(base["path"]).expanduser()
     if path.is_dir() and weights_sha256(path) != base.get("sha256"):
         raise CheckpointError(
-            f"{base['path']}, from which {checkpoints[0]} was trained, has changed since (its sha256 is not the "
+            f"{base['path']}, from which {tuned} was trained, has changed since (its sha256 is not the "
             "record's): give both, attnlens report BASE TUNED"
         )
-    return [str(path), checkpoints[0]]
+    return str(path)
 
 
 def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
@@ -195,14 +221,10 @@ def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_le
     )
 
 
-def _load(base: str | Path, tuned: Sequence[str | Path], options: ReportOptions) -> list[Checkpoint]:
-    names = options.names or (None,) * (1 + len(tuned))
-    first = load(base, name=names[0], device=options.device, dtype=options.dtype)
-    others = [
-        load(source, name=name, tokenizer=first.tokenizer, device=options.device, dtype=options.dtype)
-        for source, name in zip(tuned, names[1:], strict=True)
-    ]
-    return [first, *others]
+def _folder(names: Sequence[str]) -> str:
+    """Where a report goes that was told no folder: every model's name, as far as a file system takes them."""
+    base, *tuned = (slug(name) for name in names)
+    return f"report-{base}-vs-{'-'.join(tuned)}"[:200]
 
 
 def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> str:
@@ -211,7 +233,8 @@ def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> 
     identity = {
         "attnlens": __version__,
         "models": [
-            [model.name, *(str(model.provenance[name]) for name in ("sha256", "revision", "dtype"))] for model in models
+            [model.name, *(str(model.provenance[name]) for name in ("sha256", "revision", "dtype")), _adapter(model)]
+            for model in models
         ],
         "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
         "tokenizers": [_tokenizer(model) for model in models],
@@ -223,6 +246,14 @@ def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> 
         },
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _adapter(model: Checkpoint) -> dict[str, Any] | None:
+    """What an adapter's weights alone do not say: its settings, wherever its base lies, and its base's weights."""
+    if model.source is None or model.source.kind != "adapter" or model.source.path is None:
+        return None
+    settings = adapter_config(model.source.path) | {"base_model_name_or_path": None}
+    return settings | {"base": model.provenance["adapter"]["base_sha256"]}
 
 
 def _tokenizer(model: Checkpoint) -> str:
