@@ -78,6 +78,7 @@ class AttentionMap:
 
     weights (B, H, Q, K); visible (B, H, Q, K) bool; lse (B, H, Q) or None; groups or None.
     queries (B, Q) bool: rows that carry data (no padding). A learned null key may stand as a last column: `null`.
+    logits (B, H, Q, K) or None: log-weights up to a constant of the row, also where the weight is too small for a float.
     """
 
     weights: Tensor
@@ -86,6 +87,7 @@ class AttentionMap:
     lse: Tensor | None = None
     groups: Groups | None = None
     null: bool = False
+    logits: Tensor | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -101,6 +103,16 @@ class AttentionMap:
     def content(self) -> Tensor:
         """(B, 1, 1, K) content indicator; the null key is none."""
         return needed(self.groups).columns(self.weights, self.null)[1][:, None, None]
+
+    @property
+    def logs(self) -> Tensor:
+        """Log-weights, up to a constant of the row."""
+        return self.weights.log() if self.logits is None else self.logits
+
+    @property
+    def content_weights(self) -> Tensor:
+        """p / (m_S + m_O) on the content keys (B, H, Q, K), 0 elsewhere; NaN in rows that see none."""
+        return self.logs.masked_fill(~self.visible | (self.content == 0), -torch.inf).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -198,9 +210,7 @@ def mass(attention: AttentionMap) -> Tensor:
 @statistic(axes="group", unit="share of content", low=0.0, high=lambda n: 1.0, reference="METRICS 3.2")
 def share(attention: AttentionMap) -> Tensor:
     """G_g = m_g / (m_S + m_O), for the part of a group within the content: its share of the attention on content."""
-    content = attention.content
-    kept = (attention.weights * content) @ attention.group_weights
-    return kept / (attention.weights * content).sum(-1, keepdim=True)
+    return attention.content_weights @ attention.group_weights
 
 
 @statistic(axes="group", unit="nats", low=-math.inf, high=lambda n: math.inf, reference="METRICS 3.3")
@@ -210,9 +220,10 @@ def log_odds(attention: AttentionMap) -> Tensor:
     Only for 0/1 columns within the content, and where both sides are visible; else NaN.
     [1/2, 1/4, 1/4] with group {0} → log 2.
     """
-    logs = attention.weights.log()[..., None]  # (B, H, Q, K, 1); constants of the row cancel
-    inside = attention.group_weights[:, :, None] > 0  # (B, 1, 1, K, G)
-    outside = (attention.content[..., None] > 0) & ~inside
+    logs = attention.logs[..., None]  # (B, H, Q, K, 1); constants of the row cancel
+    content = attention.content[..., None] > 0  # (B, 1, 1, K, 1)
+    inside = (attention.group_weights[:, :, None] > 0) & content
+    outside = content & ~inside
     seen = attention.visible[..., None]
     sides = []
     for part in (inside & seen, outside & seen):
@@ -226,10 +237,8 @@ def log_odds(attention: AttentionMap) -> Tensor:
 @statistic(axes="row", unit="share of log n", low=0.0, high=lambda n: 1.0, reference="METRICS 4")
 def entropy_content(attention: AttentionMap) -> Tensor:
     """Entropy of the row renormalised over content keys, over the log of their number; no data below two."""
-    content = attention.content
-    kept = attention.weights * content
-    rows = torch.special.entr(kept / kept.sum(-1, keepdim=True)).sum(-1)
-    count = (attention.visible & (content > 0)).sum(-1, dtype=rows.dtype)
+    rows = torch.special.entr(attention.content_weights).sum(-1)
+    count = (attention.visible & (attention.content > 0)).sum(-1, dtype=rows.dtype)
     return torch.where(count > 1, rows / count.clamp(min=2).log(), torch.nan)
 
 
@@ -283,17 +292,21 @@ def dense_map(
     (texts, heads, rows, _), keys = query.shape, key.shape[2]
     box = Box(slice(0, texts), slice(0, heads), slice(0, rows), keys)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    repeated = key.to(dtype).repeat_interleave(heads // key.shape[1], 1)
-    logits = scores.finish(query.to(dtype) @ repeated.transpose(2, 3) * scores.scale, box)
+    query, repeated = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], 1)
+    # The mean key moves a row as a whole; taken off, no common offset eats digits. A softcap would notice.
+    mean = repeated.mean(2, keepdim=True) if scores.softcap is None else torch.zeros_like(repeated[:, :, :1])
+    logits = scores.finish(query @ (repeated - mean).transpose(2, 3) * scores.scale, box)
+    shift = query @ mean.transpose(2, 3) * scores.scale  # (B, H, Q, 1)
     seen = scores.visible(box, keys - rows, query.device)
     visible = torch.ones_like(logits, dtype=torch.bool) if seen is None else seen.expand_as(logits)
     logits = logits.masked_fill(~visible, HIDDEN)
     if scores.sinks is not None:
-        sink = scores.sinks.to(dtype)[None, :, None, None].expand(texts, heads, rows, 1)
+        sink = scores.sinks.to(dtype)[None, :, None, None] - shift
         logits, visible = (
             torch.cat([logits, sink], -1),
             torch.cat([visible, torch.ones_like(sink, dtype=torch.bool)], -1),
         )
     weights = logits.softmax(-1).masked_fill(~visible, 0.0)
     valid = torch.ones(texts, rows, dtype=torch.bool, device=query.device) if queries is None else queries
-    return AttentionMap(weights, visible, valid, logits.logsumexp(-1), groups, scores.sinks is not None)
+    lse = logits.logsumexp(-1) + shift[..., 0]
+    return AttentionMap(weights, visible, valid, lse, groups, scores.sinks is not None, logits)

@@ -1,7 +1,10 @@
 """The same attention for both sides of a test: a Problem for the slow reference, tensors and Scores for attnlens."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlens.core.rows import STATISTICS, Groups
 from attnlens.core.scores import Scores
@@ -10,6 +13,7 @@ from tests.reference import Problem
 
 ALL = tuple(STATISTICS)
 B, H, Q, K, D = 2, 4, 11, 11, 6
+SCALE = 0.4
 FLOOR = torch.finfo(torch.float64).min
 
 CASES = {
@@ -28,41 +32,66 @@ CASES = {
 }
 
 
-def problem(options: dict, *, heads_kv: int = 2, seed: int = 0, spread: float = 2.0, queries: int = Q):
-    """The same attention for both sides: (Problem for the reference, tensors and Scores for attnlens)."""
+class Case(NamedTuple):
+    """One attention: for the reference, and for attnlens as (q, k, v), Scores and Wanted."""
+
+    slow: Problem
+    tensors: list[Tensor]
+    scores: Scores
+    wanted: Wanted
+
+
+def problem(
+    options: dict, *, heads_kv: int = 2, seed: int = 0, spread: float = 2.0, queries: int = Q, keys: int = K
+) -> Case:
+    """Random q, k, v of the options; a mask comes with rows that see nothing, padding with rows that carry no data."""
     rng = np.random.default_rng(seed)
-    q, k = rng.normal(size=(B, H, queries, D)) * spread, rng.normal(size=(B, heads_kv, K, D))
-    v = rng.normal(size=(B, heads_kv, K, 5))
+    q, k = rng.normal(size=(B, H, queries, D)) * spread, rng.normal(size=(B, heads_kv, keys, D))
+    v = rng.normal(size=(B, heads_kv, keys, 5))
+    if options.get("rising"):  # each key above the one before it, for every query
+        q, k = np.abs(q), np.sort(np.abs(k), 2)
+    if options.get("offset"):
+        q[..., 0], k[..., 0] = 1.0, options["offset"] / SCALE
     sinks = rng.normal(size=H) if options.get("sinks") else None
-    bias = rng.normal(size=(1, H, queries, K)) if options.get("bias") else None
-    mask = add = given = None
-    if options.get("mask") == "bool":
-        mask = rng.random((B, 1, queries, K)) < 0.6
-        mask[0, 0, 2] = False  # a row that sees nothing
-        given = torch.tensor(mask)
-    elif options.get("mask") == "float":
-        mask = rng.random((B, H, queries, K)) < 0.6
-        edit = rng.normal(size=(B, H, queries, K))
-        # Half of the lowest number is the border: sums of several masks land beyond it.
-        floor = np.where(rng.random(mask.shape) < 0.5, FLOOR, 0.6 * FLOOR)
-        given = torch.tensor(np.where(mask, edit, floor))
-        add = edit
+    bias = rng.normal(size=(1, H, queries, keys)) if options.get("bias") else None
+    valid = rng.random((B, queries)) < 0.8
+    mask, given, add = _mask(options.get("mask"), rng, queries, keys, valid)
     if bias is not None:
         add = bias if add is None else add + bias
-    groups = rng.integers(0, 3, (B, K))
-    valid = rng.random((B, queries)) < 0.8
+    groups = rng.integers(0, 3, (B, keys))
     common = {
         "causal": options.get("causal", False),
         "window": options.get("window"),
         "softcap": options.get("softcap"),
     }
-    slow = Problem(q, k, v, 0.4, mask=mask, add=add, sinks=sinks, groups=groups, queries=valid, **common)
-    tensors = [torch.tensor(array) for array in (q, k, v)]
+    slow = Problem(q, k, v, SCALE, mask=mask, add=add, sinks=sinks, groups=groups, queries=valid, **common)
     scores = Scores(
-        0.4,
+        SCALE,
         mask=given,
         bias=None if bias is None else torch.tensor(bias),
         sinks=None if sinks is None else torch.tensor(sinks),
         **common,
     )
-    return slow, tensors, scores, Wanted(ALL, Groups.of(torch.tensor(groups)), torch.tensor(valid))
+    wanted = Wanted(ALL, Groups.of(torch.tensor(groups)), torch.tensor(valid))
+    return Case(slow, [torch.tensor(array) for array in (q, k, v)], scores, wanted)
+
+
+def _mask(kind: str | None, rng: np.random.Generator, queries: int, keys: int, valid: np.ndarray):
+    """What is visible, the mask as attnlens gets it, and what it adds; padding also changes which rows are valid."""
+    if kind is None:
+        return None, None, None
+    if kind == "float":
+        mask, edit = rng.random((B, H, queries, keys)) < 0.6, rng.normal(size=(B, H, queries, keys))
+        # Half of the lowest number is the border: sums of several masks land beyond it.
+        floor = np.where(rng.random(mask.shape) < 0.5, FLOOR, 0.6 * FLOOR)
+        return mask, torch.tensor(np.where(mask, edit, floor)), edit
+    if kind == "bool":
+        mask = rng.random((B, 1, queries, keys)) < 0.6
+        mask[0, 0, 2] = False  # a row that sees nothing
+    else:
+        seen = np.ones((B, keys), dtype=bool)
+        for text, padded in enumerate((4, 1)):
+            seen[text, slice(None, padded) if kind == "left" else slice(-padded, None)] = False
+        valid[:] = seen[:, -queries:]
+        mask = np.broadcast_to(seen[:, None, None], (B, 1, queries, keys)).copy()
+    return mask, torch.tensor(mask), None
