@@ -1,32 +1,43 @@
-"""`attnlens finetune`: train a classifier and write its checkpoint with a training record."""
+"""`attnlens finetune`: train a classifier or a language model and write its checkpoint with a training record."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+DATA = (
+    "JSONL, CSV, Parquet, .txt or a datasets folder: `text`, `prompt` + `completion` or `messages`; "
+    "also label, spans, document, id."
+)
+
 
 def finetune(
     base: Annotated[str, typer.Argument(help="Hugging Face directory or hub id to start from.")],
-    data: Annotated[Path, typer.Option(help="JSONL or CSV with `text` and `label`; also spans, document, id.")],
+    data: Annotated[Path, typer.Option(help=DATA)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
     method: Annotated[str, typer.Option(help="full, head or last_k.")] = "full",
     k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k trains.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one step.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts, or windows of texts, in one step.")] = 16,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the method's tested one.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text, or of its windows.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out data; default: a fifth of the documents.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of split, order and new weights.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="Column that holds the completion.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="Column that holds the conversation.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: what the machine has.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fine-tune a sequence classifier; the best step by held-out macro-F1 is kept.
+    """Fine-tune on labels (a classifier) or, where there are none, on the text itself (a causal language model).
+
+    Completions and conversations train on the answer alone. The best step on held-out rows is kept: by macro-F1 of a
+    classifier, by the loss of a language model.
 
     Example: attnlens finetune base.ckpt --method last_k --data train.jsonl -o tuned.ckpt
     """
@@ -35,7 +46,14 @@ def finetune(
     from attnlens.training.train import finetune as train
 
     terminal.quiet()
-    columns = {"text": text_column, "label": label_column, "document": document_column}
+    columns = {
+        "text": text_column,
+        "prompt": prompt_column,
+        "completion": completion_column,
+        "messages": messages_column,
+        "label": label_column,
+        "document": document_column,
+    }
     with terminal.progress("Training") as (advance,):
         options = TrainOptions(
             max_steps=max_steps,

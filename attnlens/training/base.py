@@ -1,4 +1,4 @@
-"""The model a run starts from: a sequence classifier on the base's backbone, with its tokenizer."""
+"""The model a run starts from: the base's backbone with the head of the task, and its tokenizer."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
@@ -40,40 +42,48 @@ class Base:
     new_parameters: tuple[str, ...]
 
 
-def load_base(base: str | Path, labels: tuple[str, ...]) -> Base:
+def load_classifier(base: str | Path, labels: tuple[str, ...]) -> Base:
     """Load `base` with a head for `labels`, in float32: steps of 1e-5 are lost in bfloat16 weights.
 
     The head's weights are drawn from torch's global generator where the base has none of that size. A backbone
     weight that is missing or of another shape is an error: the model would train from noise.
     """
-    source, path = _locate(base)
-    tokenizer = _attempt(path, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-    if not tokenizer.is_fast:
-        raise UnsupportedModel(f"{path} has no fast tokenizer (tokenizer.json): attnlens needs its character offsets.")
-    config = _attempt(path, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    source, path, tokenizer, config = _parts(base)
     _agree_on_padding(tokenizer, config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    model, info = _attempt(
-        path,
-        lambda: AutoModelForSequenceClassification.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        ),
-    )
-    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    absent = sorted(new - head_parameters(model) - {name for name, _ in model.named_buffers()})
+    model, new = _model(AutoModelForSequenceClassification, source, path, config)
+    absent = sorted(new - head_parameters(model))
     if absent:
         raise CheckpointError(
             f"{path} lacks {len(absent)} weights of the backbone that its config.json describes (first: {absent[0]})."
         )
-    found = _attempt(path, lambda: cached_file(source, CONFIG_NAME))
-    return Base(model, tokenizer, path, Path(path).name, Path(str(found)).parent, tuple(sorted(new)))
+    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), tuple(sorted(new)))
+
+
+def load_language_model(base: str | Path, reason: str) -> Base:
+    """Load `base` with its own language-model head, in float32; tokenizer and config stay as they are.
+
+    Refused: models that see the token they are to predict (encoders), with the `reason` why one is needed; and missing
+    weights, those of the head included.
+    """
+    source, path, tokenizer, config = _parts(base)
+    unfit = UnsupportedModel(
+        f"{reason}, so a causal language model is to be trained, which {path} ({config.model_type}) is not: "
+        "start from a decoder, or give text and labels to train a classifier."
+    )
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise unfit
+    model, new = _model(AutoModelForCausalLM, source, path, config)
+    if _sees_ahead(model):
+        raise unfit
+    if new:
+        raise CheckpointError(
+            f"{path} lacks {len(new)} weights of the language model that its config.json describes "
+            f"(first: {min(new)}): start from a checkpoint that was saved with its language-model head."
+        )
+    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), ())
 
 
 @contextmanager
@@ -119,12 +129,50 @@ def _locate(base: str | Path) -> tuple[str, str]:
     return str(base), str(base)
 
 
+def _parts(base: str | Path) -> tuple[str, str, PreTrainedTokenizerBase, PreTrainedConfig]:
+    """What transformers is given, what the record says, tokenizer and config."""
+    source, path = _locate(base)
+    tokenizer = _attempt(path, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    if not tokenizer.is_fast:
+        raise UnsupportedModel(f"{path} has no fast tokenizer (tokenizer.json): attnlens needs its character offsets.")
+    return source, path, tokenizer, _attempt(path, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+
+
+def _model(auto: Any, source: str, path: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    """The model in float32, and the names of the parameters that the checkpoint lacks or has in another size."""
+    model, info = _attempt(
+        path,
+        lambda: auto.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        ),
+    )
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return model, new - {name for name, _ in model.named_buffers()}
+
+
+def _directory(source: str, path: str) -> Path:
+    return Path(str(_attempt(path, lambda: cached_file(source, CONFIG_NAME)))).parent
+
+
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what is predicted before it."""
+    tokens = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=tokens).logits[:, :-1].float()
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
 def _attempt(path: str, load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"cannot load {path} as a sequence classifier: {reason}") from error
+        raise CheckpointError(f"cannot load {path}: {reason}") from error
 
 
 def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

@@ -2,15 +2,14 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
 from transformers import (
-    DataCollatorWithPadding,
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
@@ -24,14 +23,35 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from attnlens.core.errors import TrainingError
-from attnlens.text.corpus import Corpus
 from attnlens.training.base import Base, longest_input
 from attnlens.training.options import Progress, TrainOptions
-from attnlens.training.split import Split
 
+Row = dict[str, Any]
 EVALUATIONS = 10  # per run at most, the last one after the last step
 LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwise
 DEVICES = ("cpu", "cuda", "mps")
+SCORES = ("accuracy", "macro_f1", "perplexity")  # what a task may measure beside the loss
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task ready for the loop: its rows, how they are batched, and how the model is judged on the held-out ones.
+
+    best: the measure that chooses the step; higher: whether more of it is better. reduce: what is kept of the logits
+    of a batch, None for all. start: whether the base is judged as well, which a new head makes pointless. counts: what
+    became of the texts, for the record.
+    """
+
+    task: str
+    train: list[Row]
+    heldout: list[Row]
+    collate: Callable[[list[Row]], Any]
+    measure: Callable[[EvalPrediction], dict[str, float]]
+    best: str
+    higher: bool
+    start: bool
+    counts: dict[str, int]
+    reduce: Callable[[Any, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,31 +61,28 @@ class Outcome:
     metrics: dict[str, float]
     logs: list[dict[str, Any]]
     settings: dict[str, Any]
-    truncated: int
     device: str
     seconds: float
 
 
-def train_model(base: Base, data: Split, options: TrainOptions, seed: int, folder: Path) -> Outcome:
-    """Train the model of `base` in place and leave it at the step with the best held-out macro-F1.
+def train_model(base: Base, work: Work, options: TrainOptions, seed: int, folder: Path) -> Outcome:
+    """Train the model of `base` in place and leave it at the step that is best on the held-out rows.
 
-    `options` name the learning rate. `folder` takes the intermediate checkpoints, one at a time.
+    `options` name the learning rate and the length. `folder` takes the intermediate checkpoints, one at a time.
     """
-    max_length = _max_length(base, options)
-    features, truncated = _features(base, data.train, data.labels, max_length)
-    held, _ = _features(base, data.heldout, data.labels, max_length)
-    steps = options.max_steps or math.ceil(options.epochs * math.ceil(len(features) / options.batch_size))
+    steps = options.max_steps or math.ceil(options.epochs * math.ceil(len(work.train) / options.batch_size))
     # Reading a row costs a third of training on it: between two evaluations training takes at least as long as one.
-    pause = max(math.ceil(steps / EVALUATIONS), math.ceil(len(held) / (3 * options.batch_size)))
-    arguments = _arguments(steps, pause, options, seed, folder)
+    pause = max(math.ceil(steps / EVALUATIONS), math.ceil(len(work.heldout) / (3 * options.batch_size)))
+    arguments = _arguments(work, steps, pause, options, seed, folder)
     keeps_cache = getattr(base.model.config, "use_cache", None)
     trainer = Trainer(
         model=base.model,
         args=arguments,
-        train_dataset=features,  # pyright: ignore[reportArgumentType]  a list is a map-style dataset
-        eval_dataset=held,  # pyright: ignore[reportArgumentType]
-        data_collator=DataCollatorWithPadding(base.tokenizer),
-        compute_metrics=classification_metrics,
+        train_dataset=work.train,  # pyright: ignore[reportArgumentType]  a list is a map-style dataset
+        eval_dataset=work.heldout,  # pyright: ignore[reportArgumentType]
+        data_collator=work.collate,
+        compute_metrics=work.measure,
+        preprocess_logits_for_metrics=work.reduce,
         callbacks=[_Watch(options.progress), EarlyStoppingCallback(options.patience)],
     )
     # It prints its logs to stdout, where the command line promises results alone.
@@ -80,7 +97,6 @@ def train_model(base: Base, data: Split, options: TrainOptions, seed: int, folde
     settings = {
         **options.record(),
         "max_steps": steps,
-        "max_length": max_length,
         "warmup_steps": arguments.warmup_steps,
         "eval_steps": arguments.eval_steps,
         "weight_decay": arguments.weight_decay,
@@ -88,22 +104,25 @@ def train_model(base: Base, data: Split, options: TrainOptions, seed: int, folde
         "optimizer": OptimizerNames(arguments.optim).value,
         "schedule": SchedulerType(arguments.lr_scheduler_type).value,
     }
-    return Outcome(
-        _metrics(trainer.state), trainer.state.log_history, settings, truncated, arguments.device.type, seconds
-    )
+    return Outcome(_metrics(trainer.state), trainer.state.log_history, settings, arguments.device.type, seconds)
 
 
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur among the true labels (0..1).
+def reading_length(base: Base, options: TrainOptions) -> int:
+    """Tokens of a text that are read at once: what was asked for if the model reads as many, else at most 512."""
+    limit = longest_input(base.model, base.tokenizer)
+    if options.max_length is not None and options.max_length > limit:
+        raise TrainingError(f"max_length={options.max_length} is more than {base.name} reads: at most {limit} tokens.")
+    return options.max_length or min(LONGEST, limit)
 
-    A class that is absent from the truth has no F1; predicting it lowers the recall of another. Hand example: truth
-    [0, 0, 1, 2], predicted [0, 1, 1, 1] → accuracy 1/2, macro-F1 (2/3 + 1/2 + 0)/3 = 0.3889.
+
+def evaluation(entry: dict[str, Any]) -> dict[str, float]:
+    """Loss and scores of one evaluation in the Trainer's log.
+
+    The Trainer's own loss is a mean of batch means, in which the tokens of small batches weigh more: a task that
+    predicts tokens measures `token_loss` itself.
     """
-    truth = np.asarray(prediction.label_ids)
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    guess = np.asarray(logits).argmax(-1)
-    macro = f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
-    return {"accuracy": float(accuracy_score(truth, guess)), "macro_f1": float(macro)}
+    loss = entry.get("eval_token_loss", entry["eval_loss"])
+    return {"loss": loss, **{name: entry[f"eval_{name}"] for name in SCORES if f"eval_{name}" in entry}}
 
 
 class _Watch(TrainerCallback):
@@ -118,18 +137,19 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         logs: dict[str, float] = kwargs["logs"]
-        for name in ("loss", "eval_loss"):
+        for name in ("loss", "eval_loss", "eval_perplexity"):
             if not math.isfinite(logs.get(name, 0.0)):
-                rows = "held-out" if name == "eval_loss" else "training"
+                rows = "training" if name == "loss" else "held-out"
+                measure, step = name.removeprefix("eval_"), state.global_step
                 raise TrainingError(
-                    f"the loss on {rows} rows is {logs[name]} at step {state.global_step}, so nothing was saved: "
+                    f"the {measure} on {rows} rows is {logs[name]} at step {step}, so nothing was saved: "
                     "lower --learning-rate, or check the base's weights."
                 )
         if self.progress is not None and ("loss" in logs or "eval_loss" in logs):
             self.progress(state.global_step, state.max_steps, dict(logs))
 
 
-def _arguments(steps: int, pause: int, options: TrainOptions, seed: int, folder: Path) -> TrainingArguments:
+def _arguments(work: Work, steps: int, pause: int, options: TrainOptions, seed: int, folder: Path) -> TrainingArguments:
     if options.device not in {None, *DEVICES}:
         raise TrainingError(f"unknown device {options.device!r}: needed one of {', '.join(DEVICES)}.")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -150,8 +170,9 @@ def _arguments(steps: int, pause: int, options: TrainOptions, seed: int, folder:
         save_total_limit=1,
         save_only_model=True,
         load_best_model_at_end=True,
-        metric_for_best_model="macro_f1",
-        greater_is_better=True,
+        metric_for_best_model=work.best,
+        greater_is_better=work.higher,
+        eval_on_start=work.start,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -165,36 +186,8 @@ def _arguments(steps: int, pause: int, options: TrainOptions, seed: int, folder:
     return arguments
 
 
-def _max_length(base: Base, options: TrainOptions) -> int:
-    limit = longest_input(base.model, base.tokenizer)
-    if options.max_length is not None and options.max_length > limit:
-        raise TrainingError(f"max_length={options.max_length} is more than {base.name} reads: at most {limit} tokens.")
-    return options.max_length or min(LONGEST, limit)
-
-
-def _features(base: Base, corpus: Corpus, labels: tuple[str, ...], max_length: int) -> tuple[list[dict[str, Any]], int]:
-    """One row of model inputs for each example, and how many texts were cut at `max_length`."""
-    number = {label: position for position, label in enumerate(labels)}
-    encoded = base.tokenizer([example.text for example in corpus], truncation=True, max_length=max_length)
-    rows = [
-        {**{name: values[row] for name, values in encoded.items()}, "labels": number[str(example.label)]}
-        for row, example in enumerate(corpus)
-    ]
-    for example, row in zip(corpus, rows, strict=True):
-        if not row["input_ids"]:
-            raise TrainingError(f"the text of row {example.id!r} has no token for {base.name}: remove the row.")
-    return rows, sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
-
-
 def _metrics(state: TrainerState) -> dict[str, float]:
-    best = next(
-        entry for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
-    )
-    return {
-        "accuracy": best["eval_accuracy"],
-        "macro_f1": best["eval_macro_f1"],
-        "loss": best["eval_loss"],
-        "epoch": state.epoch or 0.0,
-        "steps": state.global_step,
-        "best_step": state.best_global_step or 0,
-    }
+    evaluations = {entry["step"]: evaluation(entry) for entry in state.log_history if "eval_loss" in entry}
+    base = {f"base_{name}": value for name, value in evaluations.get(0, {}).items()}
+    steps = {"epoch": state.epoch or 0.0, "steps": state.global_step, "best_step": state.best_global_step or 0}
+    return {**evaluations[state.best_global_step or 0], **base, **steps}

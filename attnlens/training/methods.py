@@ -1,8 +1,9 @@
 """The fine-tuning methods: one registry, one frozen record each.
 
-A classifier's parameters fall into three groups. *Head*: all that lies outside the backbone, and the backbone's
-pooler, which a sequence classifier uses as the first layer of its head whether or not the base had trained one.
-*Blocks*: the transformer blocks. *Rest*: embeddings and the norms beside the blocks, trained by `full` alone.
+A model's parameters fall into three groups. *Head*: all that lies outside the backbone, and the backbone's pooler,
+which a sequence classifier uses as the first layer of its head whether or not the base had trained one. *Blocks*: the
+transformer blocks. *Rest*: embeddings and the norms beside the blocks, trained by `full` alone. A language model whose
+head is the table of embeddings (tied weights) has no head of its own: the table belongs to the rest.
 """
 
 import math
@@ -29,8 +30,9 @@ class Selection:
 class Method:
     """One way to fine-tune.
 
-    trains: what it updates, in words. learning_rate: tested default. select: which parameters of a model it
-    trains under given options. options: the fields of `TrainOptions` that only some methods understand.
+    trains: what it updates, in words. learning_rate, language_rate: tested defaults for a classifier and for a
+    language model. select: which parameters of a model it trains under given options. options: the fields of
+    `TrainOptions` that only some methods understand.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Method:
     trains: str
     reference: str
     learning_rate: float
+    language_rate: float
     select: Callable[[PreTrainedModel, TrainOptions], Selection]
     options: frozenset[str] = frozenset()
 
@@ -117,6 +120,12 @@ def _full(model: PreTrainedModel, options: TrainOptions) -> Selection:
 
 
 def _head(model: PreTrainedModel, options: TrainOptions) -> Selection:
+    table, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is not None and output.weight is table.weight:
+        raise TrainingError(
+            f"{type(model).__name__} predicts with its table of input embeddings (tied weights), so training the head "
+            "would change what every layer reads: use method 'last_k' or 'full'."
+        )
     return Selection(head_parameters(model), {})
 
 
@@ -146,14 +155,16 @@ METHODS: dict[str, Method] = {
             trains="all parameters",
             reference="Devlin et al. 2019, BERT, section 3.2",
             learning_rate=1e-4,
+            language_rate=3e-4,
             select=_full,
         ),
         Method(
             name="head",
             title="Feature extraction",
-            trains="the classification head and the pooler; the backbone is frozen",
+            trains="the head of the task and the pooler; the backbone is frozen",
             reference="Devlin et al. 2019, BERT, section 5.3",
             learning_rate=5e-3,
+            language_rate=5e-3,
             select=_head,
         ),
         Method(
@@ -162,6 +173,7 @@ METHODS: dict[str, Method] = {
             trains="the last k transformer blocks (k = a quarter of them, rounded up) and the head",
             reference="Lee, Tang and Lin 2019, What Would Elsa Do?, arXiv:1911.03090",
             learning_rate=4e-4,
+            language_rate=1e-3,
             select=_last_k,
             options=frozenset({"k"}),
         ),

@@ -18,11 +18,12 @@ class TrainOptions:
     """Options of `finetune`; None means the default that the record then names.
 
     max_steps: optimizer steps, overriding `epochs`. learning_rate: peak of a linear schedule with 10 % warm-up
-    (None: the method's tested default). max_length: tokens of a text that are read (None: 512, or fewer if the
-    model reads fewer). validation: held-out data (None: a fifth of the training documents). k: blocks trained by
-    `last_k`. patience: evaluations without a better macro-F1 before training stops. columns: our field name →
-    the file's column name. device: "cpu", "cuda", … (None: what the machine has). force: replace a checkpoint at
-    `output`. progress: called after every step and evaluation with (step, total steps, logs).
+    (None: the method's tested default). max_length: tokens that are read at once: of a text, or of each window of a
+    language model's text (None: 512, or fewer if the model reads fewer). validation: held-out data (None: a fifth of
+    the training documents). k: blocks trained by `last_k`. patience: evaluations without a better macro-F1 (of a
+    language model: loss) before training stops. columns: our field name → the file's column name. device: "cpu",
+    "cuda", … (None: what the machine has). force: replace a checkpoint at `output`. progress: called after every step
+    and evaluation with (step, total steps, logs).
     """
 
     max_steps: int | None = None

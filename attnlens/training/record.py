@@ -10,11 +10,11 @@ import transformers
 from transformers import PreTrainedModel
 
 import attnlens
-from attnlens.checkpoints.identity import file_sha256, home_free, weights_sha256
+from attnlens.checkpoints.identity import home_free, weights_sha256
 from attnlens.core.errors import CheckpointError, CorpusError
-from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.training.base import Base
-from attnlens.training.loop import Outcome
+from attnlens.training.loop import Outcome, Work, evaluation
 from attnlens.training.methods import Method, Selection
 from attnlens.training.split import Split
 
@@ -48,15 +48,15 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 def recorded_corpus(record: dict[str, Any], part: str) -> Corpus | None:
     """The rows a run trained on (part "train") or held out ("heldout"), read again; None where they were never a file.
 
-    A record may come from a stranger: its path is followed only to a file with the record's checksum.
+    A record may come from a stranger: its path is followed only to a file or data set with the record's checksum.
     """
     facts = (record.get("data") or {}).get(part) or {}
     if not facts.get("path"):
         return None
     shown, path = facts["path"], Path(facts["path"]).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise CorpusError(f"the data {shown} named in the training record is not there: add --data FILE.")
-    if file_sha256(path) != facts.get("sha256"):
+    if corpus_checksum(path) != facts.get("sha256"):
         raise CorpusError(f"{shown} has changed since training (its sha256 is not the record's): add --data FILE.")
     corpus = read_corpus(path, columns=(record.get("options") or {}).get("columns"))
     rows = facts.get("rows_used") if part == "train" else facts.get("rows")
@@ -102,7 +102,7 @@ def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict
 
 
 def describe_run(
-    method: Method, selection: Selection, model: PreTrainedModel, outcome: Outcome, seed: int
+    method: Method, selection: Selection, model: PreTrainedModel, work: Work, outcome: Outcome, seed: int
 ) -> dict[str, Any]:
     """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -111,11 +111,11 @@ def describe_run(
         "kind": "finetune",
         "method": method.name,
         "k": selection.settings.get("k"),
-        "task": "sequence-classification",
+        "task": work.task,
         "seed": seed,
         "options": outcome.settings,
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
-        "truncated": outcome.truncated,
+        **work.counts,
         "metrics": outcome.metrics,
         "history": history(outcome.logs),
         "seconds": round(outcome.seconds, 3),
@@ -132,7 +132,7 @@ def history(logs: list[dict[str, Any]]) -> list[dict[str, float]]:
     """The loss curve and the evaluations of a run, from the Trainer's log of every step.
 
     Steps are pooled into at most 200 bins of equal length: `loss` is the mean over the bin that ends at `step`,
-    `learning_rate` the last one. Rows with `accuracy` are evaluations on the held-out data.
+    `learning_rate` the last one. Rows with `heldout_loss` are evaluations on the held-out data, at step 0 of the base.
     """
     steps = [entry for entry in logs if "loss" in entry and "learning_rate" in entry]
     width = -(-len(steps) // HISTORY)
@@ -141,14 +141,8 @@ def history(logs: list[dict[str, Any]]) -> list[dict[str, float]]:
         pooled = steps[first : first + width]
         loss = sum(entry["loss"] for entry in pooled) / len(pooled)
         rows.append({"step": pooled[-1]["step"], "loss": loss, "learning_rate": pooled[-1]["learning_rate"]})
-    rows += [
-        {
-            "step": entry["step"],
-            "heldout_loss": entry["eval_loss"],
-            "accuracy": entry["eval_accuracy"],
-            "macro_f1": entry["eval_macro_f1"],
-        }
-        for entry in logs
-        if "eval_loss" in entry
-    ]
+    for entry in logs:
+        if "eval_loss" in entry:
+            measured = evaluation(entry)
+            rows.append({"step": entry["step"], "heldout_loss": measured.pop("loss"), **measured})
     return sorted(rows, key=lambda row: row["step"])

@@ -1,4 +1,4 @@
-"""Training and held-out rows: no document on both sides, every label in training."""
+"""What the rows are to teach, and which of them are held out: no document on both sides, every label in training."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,13 +9,21 @@ from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus
 
 HELD_OUT = 0.2  # share of the documents
+CLASSIFICATION, LANGUAGE = "sequence-classification", "causal-lm"
+
+
+def task_of(corpus: Corpus) -> str:
+    """The task that the rows pose: labels are to be told apart, all other text is to be continued.
+
+    Completions and conversations win over labels: whoever gives both trains the answer, and uses the labels to measure.
+    """
+    answers = any(example.completion is not None or example.messages for example in corpus)
+    return CLASSIFICATION if corpus.labels and not answers else LANGUAGE
 
 
 def training_labels(corpus: Corpus) -> tuple[str, ...]:
     """The labels to learn, sorted; every row must have one, and there must be two."""
     bare = [example.id for example in corpus if example.label is None]
-    if len(bare) == len(corpus):
-        raise TrainingError(f"{corpus.name} has no labels: fine-tuning a classifier needs a label on every row.")
     if bare:
         raise TrainingError(
             f"{len(bare)} of {len(corpus)} rows of {corpus.name} have no label (first: id {bare[0]!r}): "
@@ -29,8 +37,6 @@ def training_labels(corpus: Corpus) -> tuple[str, ...]:
 
 def check_validation(validation: Corpus, labels: tuple[str, ...]) -> None:
     """The held-out rows must be labelled, with labels that training has seen."""
-    if not len(validation):
-        raise TrainingError(f"{validation.name} is empty: needed held-out rows.")
     unseen = sorted({str(example.label) for example in validation if example.label not in labels})
     if unseen:
         count = sum(example.label not in labels for example in validation)
@@ -41,11 +47,11 @@ def check_validation(validation: Corpus, labels: tuple[str, ...]) -> None:
         )
 
 
-def hold_out(corpus: Corpus, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(corpus: Corpus, seed: int, task: str = CLASSIFICATION) -> tuple[list[int], list[int]]:
     """Row numbers for training and for validation: a fifth of the documents, drawn by `seed`, is held out.
 
-    Documents are visited in random order; one whose removal would leave a label without a training row stays. At
-    least one is held out. Rows without a document column are documents of their own.
+    Documents are visited in random order; of a classification's, one whose removal would leave a label without a
+    training row stays. At least one is held out. Rows without a document column are documents of their own.
     """
     rows: dict[str, list[int]] = {}
     for number, example in enumerate(corpus):
@@ -56,13 +62,14 @@ def hold_out(corpus: Corpus, seed: int) -> tuple[list[int], list[int]]:
             f"{corpus.name} is one document, so none can be held out: "
             "pass --validation FILE, or say which document each row is from."
         )
-    left = Counter(example.label for example in corpus)
+    labels = [example.label if task == CLASSIFICATION else None for example in corpus]
+    left = Counter(labels)
     wanted = max(1, round(HELD_OUT * len(documents)))
     held: list[int] = []
     chosen = 0
     for position in np.random.default_rng(seed).permutation(len(documents)):
         members = rows[documents[position]]
-        taken = Counter(corpus.examples[number].label for number in members)
+        taken = Counter(labels[number] for number in members)
         if chosen < wanted and all(left[label] > count for label, count in taken.items()):
             left -= taken
             held += members
@@ -78,8 +85,12 @@ def hold_out(corpus: Corpus, seed: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a run. `rows`: their numbers in the file, None where the held-out rows are a file of their own."""
+    """The rows of a run. `rows`: their numbers in the file, None where the held-out rows are a file of their own.
 
+    `labels` are the classes to learn, none for a language model.
+    """
+
+    task: str
     corpus: Corpus
     train: Corpus
     heldout: Corpus
@@ -89,10 +100,14 @@ class Split:
 
 
 def split(corpus: Corpus, validation: Corpus | None, seed: int) -> Split:
-    """Check the labels and set rows apart: `validation` where it is given, else a fifth of the documents."""
-    labels = training_labels(corpus)
+    """Find the task, check the labels, set rows apart: `validation` where given, else a fifth of the documents."""
+    task = task_of(corpus)
+    labels = training_labels(corpus) if task == CLASSIFICATION else ()
     if validation is not None:
-        check_validation(validation, labels)
-        return Split(corpus, corpus, validation, labels, list(range(len(corpus))), None)
-    train, held = hold_out(corpus, seed)
-    return Split(corpus, corpus.select(train), corpus.select(held), labels, train, held)
+        if not len(validation):
+            raise TrainingError(f"{validation.name} is empty: needed held-out rows.")
+        if task == CLASSIFICATION:
+            check_validation(validation, labels)
+        return Split(task, corpus, corpus, validation, labels, list(range(len(corpus))), None)
+    train, held = hold_out(corpus, seed, task)
+    return Split(task, corpus, corpus.select(train), corpus.select(held), labels, train, held)

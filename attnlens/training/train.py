@@ -1,4 +1,4 @@
-"""Fine-tune a sequence classifier, and leave a checkpoint with its training record."""
+"""Fine-tune a sequence classifier or a language model, and leave a checkpoint with its training record."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,13 +7,15 @@ from typing import Any
 from attnlens.checkpoints.identity import home_free
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
-from attnlens.training.base import load_base, quiet
-from attnlens.training.loop import train_model
+from attnlens.training.base import load_classifier, load_language_model, quiet
+from attnlens.training.classification import classification
+from attnlens.training.language import language_modelling
+from attnlens.training.loop import reading_length, train_model
 from attnlens.training.methods import freeze, method_named
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
 from attnlens.training.record import describe_base, describe_data, describe_run, write_record
-from attnlens.training.split import split
+from attnlens.training.split import CLASSIFICATION, split
 
 __all__ = ["TrainOptions", "TrainingResult", "finetune"]
 
@@ -24,8 +26,10 @@ DEFAULTS = TrainOptions()
 class TrainingResult:
     """A finished run: where the checkpoint lies, how good it is on held-out rows, and its whole record.
 
-    metrics: `accuracy` and `macro_f1` in 0..1 and `loss` in nats, of the saved step on the held-out rows; `epoch` and
-    `steps` that were trained; `best_step`, the one that was saved. They are what chose that step, so they flatter it.
+    metrics, of the saved step on the held-out rows: `loss` in nats; of a classifier `accuracy` and `macro_f1` in 0..1;
+    of a language model `perplexity` = exp(loss), the loss being the mean over all predicted tokens, and `base_loss` and
+    `base_perplexity` before training. Also `epoch` and `steps` that were trained, and `best_step`, the one that was
+    saved. They are what chose that step, so they flatter it.
     """
 
     path: Path
@@ -37,10 +41,16 @@ class TrainingResult:
         """A card of four lines."""
         record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
         share = 100 * parameters["trainable"] / parameters["total"]
+        texts = f"{record['data']['heldout']['examples']} texts"
+        if record["task"] == CLASSIFICATION:
+            scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}"
+            measured = f"{scores} ({texts}, {len(record['labels'])} labels)"
+        else:
+            scores = f"perplexity {metrics['base_perplexity']:.2f} before, {metrics['perplexity']:.2f} after"
+            measured = f"{scores}, loss {metrics['loss']:.3f} nats ({record['heldout_tokens']:,} tokens of {texts})"
         return (
             f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
-            f"held out: accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f} "
-            f"({record['data']['heldout']['examples']} texts, {len(record['labels'])} labels)\n"
+            f"held out: {measured}\n"
             f"trained: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.1f} %)\n"
             f"kept: step {metrics['best_step']} of {metrics['steps']}; "
             f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}"
@@ -56,7 +66,11 @@ def finetune(
     seed: int = 0,
     options: TrainOptions = DEFAULTS,
 ) -> TrainingResult:
-    """Fine-tune `base` on the labels of `train`; the best step by held-out macro-F1 is written to `output`.
+    """Fine-tune `base` on `train`; the step that is best on the held-out rows is written to `output`.
+
+    Rows with labels train a sequence classifier, the best step being that of the best macro-F1. Rows without labels
+    train a causal language model on every token, rows with a completion or messages on what is answered, also where
+    they have labels; the best step is that of the least loss.
 
     `output` becomes a plain Hugging Face directory with its tokenizer and `attnlens.json`. It appears at once and
     complete, or not at all: until then the run lives in a hidden folder beside it. On a CPU the same arguments and
@@ -72,15 +86,20 @@ def finetune(
         _corpus(options.validation, options) if options.validation is not None else (None, path)
     )
     data = split(corpus, validation, seed)
-    options = replace(options, learning_rate=options.learning_rate or chosen.learning_rate)
     with quiet(), seeded(seed), published(destination) as folder:
-        started = load_base(base, data.labels)
+        labelled = data.task == CLASSIFICATION
+        reason = f"{corpus.name} has {'completions' if corpus.labels else 'no labels'}"
+        started = load_classifier(base, data.labels) if labelled else load_language_model(base, reason)
+        rate = chosen.learning_rate if labelled else chosen.language_rate
+        length = reading_length(started, options)
+        options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)
         selection = chosen.select(started.model, options)
         freeze(started.model, selection)
         identity = describe_base(started)
-        outcome = train_model(started, data, options, seed, folder)
+        work = (classification if labelled else language_modelling)(started, data, length)
+        outcome = train_model(started, work, options, seed, folder)
         record = {
-            **describe_run(chosen, selection, started.model, outcome, seed),
+            **describe_run(chosen, selection, started.model, work, outcome, seed),
             "base": identity,
             "data": describe_data(data, path, validation_path),
             "labels": list(data.labels),

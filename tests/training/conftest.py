@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     DistilBertConfig,
     GPT2Config,
@@ -102,10 +103,8 @@ def _config(architecture: str, vocab: int, pad: int | None):
 ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "qwen2")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of a tiny base model (no task head) of an architecture; decoders come without a padding token."""
-    folder, made = tmp_path_factory.mktemp("tiny"), dict[str, Path]()
+def _builder(folder: Path, auto: type) -> Callable[[str], Path]:
+    made = dict[str, Path]()
 
     def build(architecture: str) -> Path:
         if architecture not in made:
@@ -113,7 +112,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             tokenizer = _encoder_tokenizer() if encoder else _decoder_tokenizer()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                model = AutoModel.from_config(_config(architecture, len(tokenizer), tokenizer.pad_token_id))
+                model = auto.from_config(_config(architecture, len(tokenizer), tokenizer.pad_token_id))
             path = folder / architecture
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
@@ -121,3 +120,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[architecture]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Path of a tiny base model (no task head) of an architecture; decoders come without a padding token."""
+    return _builder(tmp_path_factory.mktemp("tiny"), AutoModel)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Path of a tiny decoder with its language-model head: GPT-2's is tied to the embeddings, Llama's is not."""
+    return _builder(tmp_path_factory.mktemp("tiny_lm"), AutoModelForCausalLM)
