@@ -50,11 +50,15 @@ class Source:
 
 
 def names_of(sources: Sequence[Source]) -> list[str]:
-    """What reports call them; those of one name are told apart by the folder they lie in."""
+    """What reports call them; those of one name are told apart by the folders they lie in, where these differ."""
     names = [source.name for source in sources]
-    return [
-        f"{source.path.resolve().parent.name}/{name}" if names.count(name) > 1 and source.path is not None else name
+    longer = [
+        f"{source.path.resolve().parent.name}/{name}" if source.path is not None else name
         for source, name in zip(sources, names, strict=True)
+    ]
+    return [
+        long if names.count(name) > 1 and longer.count(long) == 1 else name
+        for name, long in zip(names, longer, strict=True)
     ]
 
 

@@ -139,6 +139,8 @@ def test_a_question_needs_two_models():
 
 
 def test_a_record_without_a_base_is_said(tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "attnlens.json").write_text(json.dumps({"base": {}, "data": {}, "metrics": {}}))
     with pytest.raises(CheckpointError, match="has no training record that names its base: give both"):
         run_report([tmp_path])
