@@ -16,12 +16,40 @@ CONFIGS = {
     "qwen3": lambda: tf.Qwen3Config(**SIZES, **LLAMA, head_dim=8),
 }
 
+WIDE = SIZES | BERT | {"head_dim": 8}
+LAYERED = {"layer_types": ["sliding_attention", "full_attention"]}
+# Windows, softcap, shared modules, one name for two attentions: each needs more than CONFIGS' tests say.
+SPECIAL = {
+    "albert": lambda: tf.AlbertConfig(**SIZES, **BERT, embedding_size=16, num_hidden_groups=1),
+    "opt": lambda: tf.OPTConfig(**SIZES, **BERT, ffn_dim=48, word_embed_proj_dim=32),
+    "modernbert": lambda: tf.ModernBertConfig(**SIZES, **BERT, **LAYERED, local_attention=6),
+    "gemma2": lambda: tf.Gemma2Config(
+        **WIDE, **LAYERED, num_key_value_heads=2, sliding_window=4, attn_logit_softcapping=5.0, query_pre_attn_scalar=8
+    ),
+    "gemma3": lambda: tf.Gemma3TextConfig(
+        **WIDE, **LAYERED, num_key_value_heads=2, sliding_window=4, query_pre_attn_scalar=8
+    ),
+    "t5": lambda: tf.T5Config(
+        vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    ),
+    "bart": lambda: tf.BartConfig(
+        **SIZES,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+    ),
+}
+
 
 def build(name: str, *, seed: int = 0, config=None) -> tf.PreTrainedModel:
     """A random model in evaluation mode; weights are drawn wide so that attention is far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = tf.AutoModel.from_config(CONFIGS[name]() if config is None else config)
+        model = tf.AutoModel.from_config((CONFIGS | SPECIAL)[name]() if config is None else config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlens.core.errors import AttnlensError, EmptyTape, UnknownName
+from attnlens.core.pairs import Logits
 
 
 class Site(NamedTuple):
@@ -20,11 +21,15 @@ class Site(NamedTuple):
 
 @dataclass
 class Call:
-    """One forward pass: its sites in order, and for each statistic one tensor a site, without the layer axis."""
+    """One forward pass: its sites in order, and for each statistic one tensor a site, without the layer axis.
+
+    logits: queries and keys of each site, where `record` was asked to keep them.
+    """
 
     sites: list[Site] = field(default_factory=list)
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     counts: dict[str, list[Tensor]] = field(default_factory=dict)
+    logits: list[Logits] = field(default_factory=list)
     seen: int = 0
 
     def __getitem__(self, name: str) -> Tensor:
@@ -92,6 +97,10 @@ class Tape:
             keep = [i for i, site in enumerate(call.sites) if stack in (None, site.stack) and kind in (None, site.kind)]
             if not keep:
                 raise AttnlensError(f"no attention with stack={stack!r} and kind={kind!r}; there are {set(call.sites)}")
-            tables = [{n: [v[i] for i in keep] for n, v in table.items()} for table in (call.values, call.counts)]
-            calls.append(Call([call.sites[i] for i in keep], *tables, seen=call.seen))
+            values, counts = (
+                {name: [parts[i] for i in keep] for name, parts in table.items()}
+                for table in (call.values, call.counts)
+            )
+            logits = [call.logits[i] for i in keep] if call.logits else []
+            calls.append(Call([call.sites[i] for i in keep], values, counts, logits, call.seen))
         return Tape(calls)

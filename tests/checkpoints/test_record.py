@@ -11,7 +11,7 @@ import transformers as tf
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from attnlens.checkpoints import record as module
+from attnlens.checkpoints import switch
 from attnlens.checkpoints.record import attention_maps, record
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.rows import STATISTICS, AttentionMap, Groups, row_statistics
@@ -239,7 +239,7 @@ def state(model: nn.Module) -> tuple:
     """Everything `record` touches."""
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     slots = [name for m in model.modules() for name in m.__dict__ if "attnlens" in name]
-    return model.config._attn_implementation, hooks, slots, sorted(ALL_ATTENTION_FUNCTIONS), dict(module._switched)
+    return model.config._attn_implementation, hooks, slots, sorted(ALL_ATTENTION_FUNCTIONS), dict(switch._switched)
 
 
 def test_nothing_stays_behind_also_after_an_exception():
@@ -277,7 +277,7 @@ def test_models_of_one_config_switch_together_and_records_nest():
             with record(second):
                 second(**inputs)
             first(**inputs)
-            assert config._attn_implementation == module.NAME
+            assert config._attn_implementation == switch.NAME
     assert config._attn_implementation == "sdpa"
     assert outer["entropy"].shape == inner["max_weight"].shape
 
@@ -370,7 +370,7 @@ def test_exact_recording_refuses_kernels_whose_masks_differ():
 
 
 def test_a_neutral_name_survives_the_name_parsing_of_transformers():
-    assert not any(word in module.NAME for word in ("sdpa", "flash", "flex", "/", "|"))
+    assert not any(word in switch.NAME for word in ("sdpa", "flash", "flex", "/", "|"))
 
 
 def test_bad_arguments():

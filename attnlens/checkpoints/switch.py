@@ -1,0 +1,69 @@
+"""Which attention a model's configs name: switched to attnlens' own while it is recorded, and put back after it.
+
+Models built from one config object switch together, and `record` nests; so each object is counted. While anything is
+recorded, code under torch.compile runs uncompiled: hooks and a tape do not belong in a graph.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from attnlens.core.errors import UnsupportedModel
+
+# Names that contain sdpa, flash or flex are parsed by transformers; this one is not.
+NAME = "attnlens"
+
+lock = threading.Lock()
+# Config objects under recording: id → (config, implementation to restore, number of sessions).
+_switched: dict[int, tuple[Any, str | None, int]] = {}
+# The compiler's stance that the first session set, and the last one takes back.
+_uncompiled: list[Any] = []
+
+
+def configs_of(root: nn.Module) -> list[Any]:
+    """Every config object the model's modules read their implementation from; refuses models off the interface."""
+    models = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
+    if not models:
+        raise UnsupportedModel(f"{type(root).__name__} holds no transformers model")
+    for model in models:
+        if not model._can_set_attn_implementation():
+            raise UnsupportedModel(
+                f"{type(model).__name__} computes attention outside transformers' attention interface; "
+                "attnlens cannot measure it yet"
+            )
+    found: dict[int, Any] = {id(model.config): model.config for model in models}
+    for module in root.modules():
+        config = module.__dict__.get("config")
+        if hasattr(config, "_attn_implementation_internal"):
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+def switch(configs: list[Any]) -> None:
+    """Point the configs at attnlens' attention. The caller holds `lock`."""
+    if not _switched:
+        _uncompiled.append(torch.compiler.set_stance("force_eager"))
+    for config in configs:
+        _, name, count = _switched.get(id(config), (config, config._attn_implementation_internal, 0))
+        _switched[id(config)] = (config, name, count + 1)
+        config._attn_implementation_internal = NAME
+
+
+def restore(configs: list[Any]) -> None:
+    """Undo one `switch`; the last one puts the model's own implementation back. The caller holds `lock`."""
+    for config in configs:
+        _, name, count = _switched.pop(id(config))
+        if count > 1:
+            _switched[id(config)] = (config, name, count - 1)
+        else:
+            config._attn_implementation_internal = name
+    if not _switched:
+        _uncompiled.pop().__exit__(None, None, None)
+
+
+def own(config: Any) -> str | None:
+    """The implementation the model has when it is not recorded."""
+    return _switched.get(id(config), (None, "sdpa", 0))[1]
