@@ -94,3 +94,87 @@ def top_heads_finding(table: pd.DataFrame, what: str) -> str:
     head = f"Layer {int(top['layer'])}, head {int(top['head'])}"
     doubt = "" if top["p_adjusted"] < SIGNIFICANT else ", but not beyond chance"
     return f"{head} changed its {what} most ({signed(top['estimate'])} points){doubt}"
+
+
+def most_moved(table: pd.DataFrame, column: str) -> pd.Series:
+    """The row whose `column` is the farthest from zero."""
+    return table.iloc[int(table[column].abs().fillna(0).to_numpy().argmax())]
+
+
+def jsd_finding(table: pd.DataFrame) -> str:
+    """Where the maps moved apart most. table: layer and estimate (percent of the maximum) of one model."""
+    top = most_moved(table, "estimate")
+    if not top["estimate"] > 0:
+        return "The attention maps are the same in every layer"
+    return f"Attention maps moved apart most in layer {top['layer']} (JSD {percent(top['estimate'])} % of its maximum)"
+
+
+def received_finding(table: pd.DataFrame) -> str:
+    """Where marked words gained or lost most received attention against their controls. table: one model."""
+    top = most_moved(table, "change")
+    if not abs(top["change"]) > 0:
+        return "Marked words receive what they received before"
+    more = "more" if top["change"] > 0 else "less"
+    doubt = "" if top["low"] > 0 or top["high"] < 0 else ", but not beyond chance"
+    marked = f"{top['marked_base']:.2f} → {top['marked_tuned']:.2f} × uniform"
+    control = f"{top['control_base']:.2f} → {top['control_tuned']:.2f}"
+    return (
+        f"Against matched words, marked words receive {more} attention, most in layer {top['layer']} "
+        f"({marked}; matched: {control}){doubt}"
+    )
+
+
+def refocusing_finding(table: pd.DataFrame) -> str:
+    """What moved the attention on marked words in the layer where it moved most. table: the heads of one model."""
+    layers = table.groupby("layer")[["refocusing", "sink_release", "change"]].mean().reset_index()
+    top = most_moved(layers, "change")
+    if not abs(top["change"]) > 0:
+        return "Attention on the marked words did not move"
+    larger = abs(top["refocusing"]) >= abs(top["sink_release"])
+    first, second = ("refocusing", "sink release") if larger else ("sink release", "refocusing")
+    return (
+        f"Attention on the marked words moved most in layer {int(top['layer'])} ({signed(top['change'])} points), more "
+        f"by {first} ({signed(top[first.replace(' ', '_')])}) than by {second} "
+        f"({signed(top[second.replace(' ', '_')])})"
+    )
+
+
+def circuits_finding(table: pd.DataFrame) -> str:
+    """The heads whose QK and OV products changed most. table: layer, head, circuit, relative (percent) of one model."""
+    parts = []
+    for circuit, rows in table.groupby("circuit", sort=False):
+        top = most_moved(rows, "relative")
+        if top["relative"] > 0:
+            place = f"layer {top['layer']}, head {top['head']}"
+            parts.append(f"{circuit} of {place} ({percent(top['relative'])} %)")
+    return f"Most changed by its weights: {', '.join(parts)}" if parts else "No head's weights changed what it computes"
+
+
+def passage_finding(table: pd.DataFrame, models: list[str], where: str) -> str:
+    """How much of the attention on words the marked ones of one text hold. table: model, is_word, marked, received."""
+    base, tuned = (table[(table["model"] == name) & table["is_word"]].set_index("position") for name in models[:2])
+    if table["marked"].any():
+        before, after = (rows.loc[rows["marked"], "received"].sum() for rows in (base, tuned))
+        return f"In this text the marked words receive {before:.0f} % of the attention on words, then {after:.0f} %"
+    change = (tuned["received"] - base["received"]).fillna(0).to_numpy(float)
+    place = int(abs(change).argmax())
+    if change[place] == 0:
+        return f"In this text every word receives what it received before ({where})"
+    return f"In this text “{base['piece'].iloc[place]}” changed most ({signed(change[place])} points)"
+
+
+def training_finding(comparison: Comparison, records: dict[str, dict]) -> str:
+    """How well each tuned model did on its held-out data, as recorded."""
+    told = []
+    for model, record in records.items():
+        metrics = record.get("metrics") or {}
+        for name, words in (("macro_f1", "macro-F1"), ("accuracy", "accuracy"), ("perplexity", "perplexity")):
+            if isinstance(metrics.get(name), int | float):
+                value = f"{metrics[name]:.1f}" if name == "perplexity" else f"{metrics[name]:.3f}".removeprefix("0")
+                told.append((model, f"{words} {value}"))
+                break
+    if not told:
+        return "Training loss over steps"
+    if len(comparison.models) == 2:
+        return f"Training reached a held-out {told[0][1]}"
+    return "Held-out results: " + ", ".join(f"{model} {value}" for model, value in told)

@@ -34,11 +34,8 @@ def clean(ax: Axes) -> Axes:
     return ax
 
 
-def _signed_ticks(ax: Axes) -> None:
-    def label(value: float, _: int) -> str:
-        return ("\N{MINUS SIGN}" if value < 0 else "+" if value > 0 else "") + f"{abs(value):g}"
-
-    ax.yaxis.set_major_formatter(FuncFormatter(label))
+def _signed_label(value: float, _: int) -> str:
+    return ("\N{MINUS SIGN}" if value < 0 else "+" if value > 0 else "") + f"{abs(value):g}"
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -59,11 +56,35 @@ def layer_profile(table: pd.DataFrame, ax: Axes, *, margin: float | None = None)
     table: columns model, layer (from 1), estimate, low, high (points). margin: the smallest change that matters,
     drawn as ± lines. A filled marker: the interval lies wholly beyond the margin (beyond zero without one).
     """
-    names = list(table["model"].unique())
     ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
     if margin is not None:
         for level in (-margin, margin):
             ax.axhline(level, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    beyond = (table["low"] > (margin or 0)) | (table["high"] < -(margin or 0))
+    _bands(table.assign(filled=beyond), ax)
+    ax.margins(y=0.08)
+    low, high = ax.get_ylim()
+    if high - low < 0.2:  # nothing moved: no magnifying glass on rounding
+        ax.set_ylim(-1, 1)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(_signed_label))
+    return ax
+
+
+def layer_level(table: pd.DataFrame, ax: Axes) -> Axes:
+    """A quantity that is never negative, per layer with its simultaneous band, one line a model; the axis begins at 0.
+
+    table: columns model, layer (from 1), estimate, low, high.
+    """
+    _bands(table.assign(filled=True), ax)
+    ax.set_ylim(0, 1.1 * float(table["high"].max()) or 1.0)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    return ax
+
+
+def _bands(table: pd.DataFrame, ax: Axes) -> None:
+    """Estimates over layers with their bands, one line a model, side by side; column `filled` fills the marker."""
+    names = list(table["model"].unique())
     layers = int(table["layer"].max())
     step = 0.0 if len(names) == 1 else min(0.14, 0.5 / len(names))
     for index, name in enumerate(names):
@@ -74,75 +95,30 @@ def layer_profile(table: pd.DataFrame, ax: Axes, *, margin: float | None = None)
         ax.vlines(x, rows["low"], rows["high"], color=hue, linewidth=1.0 if layers <= 16 else 0.5, zorder=3)
         # The line carries its marker for a legend only; the markers drawn differ from point to point.
         ax.plot(x, rows["estimate"], marker=marker, markersize=4.5, markevery=[], color=hue, linewidth=1.3, label=name)
-        beyond = (rows["low"] > (margin or 0)) | (rows["high"] < -(margin or 0))
-        faces = [hue if flag else "white" for flag in beyond]
+        faces = [hue if flag else "white" for flag in rows["filled"]]
         size = 22 if layers <= 16 else 9
         ax.scatter(x, rows["estimate"], s=size, c=faces, edgecolors=hue, marker=marker, linewidths=1.2, zorder=5)
+    _layer_axis(ax, layers)
+    clean(ax)
+
+
+def _layer_axis(ax: Axes, layers: int) -> None:
     ax.set_xlim(0.6, layers + 0.4)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10]))
-    ax.margins(y=0.08)
-    low, high = ax.get_ylim()
-    if high - low < 0.2:  # nothing moved: no magnifying glass on rounding
-        ax.set_ylim(-1, 1)
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    _signed_ticks(ax)
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
-    return clean(ax)
-
-
-def grid(table: pd.DataFrame, column: str) -> np.ndarray:
-    """`column` of a table with layer and head (from 1) as an array (layer, head), NaN where there is no head."""
-    shape = (int(table["layer"].max()), int(table["head"].max()))
-    values = np.full(shape, np.nan)
-    values[table["layer"].to_numpy(int) - 1, table["head"].to_numpy(int) - 1] = table[column].to_numpy(float)
-    return values
-
-
-def head_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
-    """Layer × head map of a signed change: blue down, orange up, white no change; the last layer on top.
-
-    table: columns layer, head (from 1), estimate (points), p_adjusted, shown (False: grey, crossed).
-    limit: the colours' end. A dot marks a rise, a ring a fall with adjusted p < .05. The map is `ax.collections[0]`.
-    """
-    values, p_values = grid(table, "estimate"), grid(table, "p_adjusted")
-    hidden = (grid(table, "shown") == 0) & ~np.isnan(values)
-    n_layers, n_heads = values.shape
-    edges = (np.arange(n_heads + 1) + 0.5, np.arange(n_layers + 1) + 0.5)
-    width = 0.8 if max(values.shape) <= 24 else 0.0
-    seen = np.ma.masked_array(values, mask=hidden | np.isnan(values))
-    ax.pcolormesh(*edges, seen, cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors="white", linewidth=width)
-    if hidden.any():
-        veil = np.ma.masked_array(np.ones_like(values), mask=~hidden)
-        ax.pcolormesh(*edges, veil, cmap=colors.ListedColormap([GREYED]), edgecolors="white", linewidth=width)
-        place = np.argwhere(hidden) + 1
-        ax.scatter(place[:, 1], place[:, 0], s=10, c=QUIET, marker="x", linewidths=0.7, label="too little")
-    layer, head = np.nonzero((p_values < SIGNIFICANT) & ~hidden)
-    found = values[layer, head]
-    inks = np.where(np.abs(found) > 0.62 * limit, "white", INK)
-    size = float(np.clip(160 / max(values.shape), 1.5, 13))
-    rises = found > 0
-    ax.scatter(head[rises] + 1, layer[rises] + 1, s=size, c=inks[rises], linewidths=0, label="rise")
-    falls = ~rises
-    rings = {"facecolors": "none", "edgecolors": list(inks[falls]), "linewidths": 0.8}
-    ax.scatter(head[falls] + 1, layer[falls] + 1, s=size, label="fall", **rings)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10]))
-    ax.set_xlim(0.5, n_heads + 0.5)
-    ax.set_ylim(0.5, n_layers + 0.5)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0, labelcolor=INK)
-    return ax
 
 
 def weight_bars(table: pd.DataFrame, ax: Axes) -> Axes:
     """Relative weight change per layer, one bar a model; points on a log axis where the range is wide.
 
-    table: columns model, layer (from 1; 0 = outside the layers), relative (percent).
+    table: columns model, layer (from 1; 0 = outside the layers), relative, floor (percent). A dashed line over a bar's
+    place: what rounding alone makes, where it makes anything.
     """
     names = list(table["model"].unique())
     places = sorted(table["layer"].unique())
     moved = table.loc[table["relative"] > 0, "relative"]
+    moved = pd.concat([moved, table.loc[table["floor"] > 0, "floor"]])
     log = len(moved) > 1 and moved.max() > LOG_RATIO * moved.min()
     width = 0.72 / len(names)
     for index, name in enumerate(names):
@@ -158,44 +134,20 @@ def weight_bars(table: pd.DataFrame, ax: Axes) -> Axes:
                     ax.annotate(
                         percent(value), (place, value), (0, 2), textcoords="offset points", ha="center", color=INK
                     )
+        floor = rows["floor"].to_numpy(float)
+        if floor.any():
+            half = np.where(floor > 0, 0.5 * width if len(names) > 1 else 0.45, np.nan)
+            look = {"color": INK, "linewidth": 1.0, "linestyle": (0, (2, 1.2)), "zorder": 4}
+            ax.hlines(floor, x - half, x + half, label="rounding alone", **look)
     if log:
         ax.set_yscale("log")
     else:
-        ax.set_ylim(0, 1.14 * float(table["relative"].max()) or 1.0)
+        ax.set_ylim(0, 1.14 * float(table[["relative", "floor"]].to_numpy().max()) or 1.0)
     every = 1 + (len(places) - 1) // 14
     ax.set_xticks(range(0, len(places), every), ["other" if place == 0 else str(place) for place in places[::every]])
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
     return clean(ax)
-
-
-def module_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
-    """Module × layer map of the relative weight change, written into the cells where they are few.
-
-    table: columns module, layer (from 1), relative (percent). limit: the colours' end. The map is `ax.collections[0]`.
-    """
-    modules, layers = list(table["module"].unique()), sorted(table["layer"].unique())
-    values = np.full((len(modules), len(layers)), np.nan)
-    for row in table.itertuples():
-        values[modules.index(row.module), layers.index(row.layer)] = row.relative
-    edges = (np.arange(len(layers) + 1) - 0.5, np.arange(len(modules) + 1) - 0.5)
-    ax.pcolormesh(
-        *edges, np.ma.masked_invalid(values), cmap=RISING, vmin=0, vmax=limit, edgecolors="white", linewidth=0.8
-    )
-    if len(layers) <= 12:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ink = "white" if value > 0.55 * limit else INK
-                ax.text(column, row, percent(value), ha="center", va="center", color=ink, fontsize="small")
-    every = 1 + (len(layers) - 1) // 14
-    ax.set_xticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
-    ax.set_yticks(range(len(modules)), modules)
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)
-    ax.invert_yaxis()
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0, labelcolor=INK)
-    return ax
 
 
 def top_heads(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -221,3 +173,102 @@ def top_heads(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.tick_params(axis="y", length=0)
     clean(ax).spines["left"].set_visible(False)
     return ax
+
+
+def received_pairs(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
+    """Received attention per layer, base (hollow) → tuned (filled): marked words left, their controls right.
+
+    table: columns layer (from 1), marked_base, marked_tuned, control_base, control_tuned (times uniform). limit: the
+    axis' end.
+    """
+    layers = int(table["layer"].max())
+    shift, size = (0.15, 24) if layers <= 16 else (0.2, 8)
+    ax.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    looks = {"marked": (HUES[1], "o", -shift), "control": (HUES[5], "s", shift)}
+    words = {"marked": "marked words", "control": "matched words"}
+    for name, (hue, marker, beside) in looks.items():
+        x = table["layer"] + beside
+        base, tuned = table[f"{name}_base"], table[f"{name}_tuned"]
+        ax.vlines(x, base, tuned, color=hue, linewidth=1.3, zorder=2)
+        look = {"s": size, "edgecolors": hue, "marker": marker, "linewidths": 1.1}
+        ax.scatter(x, base, facecolors="white", zorder=3, label=f"{words[name]}: base", **look)
+        ax.scatter(x, tuned, facecolors=hue, zorder=4, label=f"{words[name]}: tuned", **look)
+    ax.set_ylim(0, limit)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    _layer_axis(ax, layers)
+    return clean(ax)
+
+
+def plane(table: pd.DataFrame, ax: Axes, *, limits: tuple[tuple[float, float], tuple[float, float]]) -> Axes:
+    """Heads in the plane of sink release (right) and refocusing (up), darker in later layers.
+
+    table: columns layer (from 1), refocusing, sink_release (points). limits: of x and of y. The dots are
+    `ax.collections[0]`. Dashed: the two cancel.
+    """
+    layers = int(table["layer"].max())
+    shades = colors.LinearSegmentedColormap.from_list("depth", RISING(np.linspace(0.25, 1, 64)))
+    look = {"s": 18 if len(table) <= 150 else 9, "linewidths": 0.4, "edgecolors": "white", "zorder": 3}
+    ax.scatter(
+        table["sink_release"], table["refocusing"], c=table["layer"], cmap=shades, vmin=1, vmax=max(layers, 2), **look
+    )
+    ax.axline((0, 0), slope=-1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
+    ax.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
+    ax.set_xlim(*limits[0])
+    ax.set_ylim(*limits[1])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(_signed_label))
+    return clean(ax)
+
+
+def plane_limits(table: pd.DataFrame) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of the plane with zero in both; the smaller axis spans at least a fifth of the larger."""
+    ends = [(min(0.0, float(table[c].min())), max(0.0, float(table[c].max()))) for c in ("sink_release", "refocusing")]
+    spans = [high - low for low, high in ends]
+    least = max(*spans, 0.1) / 5
+    found = []
+    for (low, high), span in zip(ends, spans, strict=True):
+        missing = max(0.0, least - span) / 2 + 0.06 * max(span, least)
+        found.append((low - missing, high + missing))
+    return found[0], found[1]
+
+
+def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Loss over steps: a line for the training batches, markers for held-out data, one hue a model.
+
+    table: columns model, step, loss, heldout_loss (the last may be missing), NaN where not recorded.
+    """
+    for index, (name, rows) in enumerate(table.groupby("model", sort=False)):
+        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
+        trained = rows.dropna(subset="loss") if "loss" in rows else rows.head(0).assign(loss=0.0)
+        ax.plot(trained["step"], trained["loss"], color=hue, linewidth=1.0, marker=marker, markevery=[], label=name)
+        if "heldout_loss" in rows:
+            held = rows.dropna(subset="heldout_loss")
+            ax.scatter(held["step"], held["heldout_loss"], s=20, c=hue, marker=marker, linewidths=0, zorder=4)
+    ax.plot([], [], color=QUIET, linewidth=1.0, label="training batches")
+    if "heldout_loss" in table:
+        ax.scatter([], [], s=20, c=QUIET, marker=MARKERS[0], linewidths=0, label="held-out data")
+    ax.set_ylim(bottom=0)
+    return _step_axes(ax)
+
+
+def quality_curves(table: pd.DataFrame, ax: Axes, name: str) -> Axes:
+    """Column `name` of held-out quality over steps, one line a model; a perplexity begins at 1, a share ends at 1."""
+    for index, (model, rows) in enumerate(table.groupby("model", sort=False)):
+        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
+        known = rows.dropna(subset=name)
+        ax.plot(known["step"], known[name], color=hue, marker=marker, markersize=4.5, linewidth=1.0, label=model)
+    if name == "perplexity":
+        ax.set_ylim(bottom=1)
+    else:
+        ax.set_ylim(0, 1.03)
+    return _step_axes(ax)
+
+
+def _step_axes(ax: Axes) -> Axes:
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    ax.set_xlim(left=0)
+    ax.grid(axis="y", color=FAINT, linewidth=0.6)
+    ax.set_axisbelow(True)
+    return clean(ax)

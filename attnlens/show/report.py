@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.show import findings
-from attnlens.show.figures import NARROW, Drawing, figure_set, margin, rendered, save_figures
+from attnlens.show.drawing import NARROW, Drawing, margin
+from attnlens.show.figures import figure_set, rendered, save_figures
 from attnlens.show.files import write
-from attnlens.show.plots import percent, plain
-from attnlens.show.tables import all_tables, csv, heads_table, layers_table, summary, tests_table, weight_layers
+from attnlens.show.page_tables import page_tables
+from attnlens.show.tables import all_tables, csv, summary, tests_table, weight_layers
 
+MOST_SVG = 200_000  # bytes of one drawing in the page
+MOST_LISTED = 12
 VIEWER = Path(__file__).parent / "viewer"
-SHOWN_HEADS = 40
 NOT_KNOWN = {
     1: "whether it is more than the choice of texts",
     2: "whether it is large enough to matter",
@@ -29,7 +29,6 @@ NOT_KNOWN = {
     4: "whether it repeats",
     5: "whether the outputs rely on these words",
 }
-Cell = Callable[[Any], tuple[str, Any]]  # a row of a table → what is written, and what is sorted by
 ROWS = {
     "cls": "the first token, from which this classifier reads",
     "last": "the last token, from which this classifier reads",
@@ -85,8 +84,10 @@ def page(comparison: Comparison, directory: Path) -> str:
         shape=(comparison.data.sizes["layer"], comparison.data.sizes["head"]),
         margin=f"{margin(comparison):g}",
         rows=ROWS.get(str(comparison.provenance.get("rows")), ""),
-        figures={drawing.name: _figure(drawing, directory) for drawing in figure_set(comparison)},
-        tables=[table for table in (layer_rows(comparison), head_rows(comparison)) if table["rows"]],
+        # The viewer shows every text: the figure of one is a file beside the page.
+        figures={d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"},
+        tables=page_tables(comparison),
+        passage=(directory / "figures" / "passage.pdf").is_file(),
         passages=comparison.passages,
         island=island(comparison),
         groups=_provenance(comparison.provenance),
@@ -134,14 +135,22 @@ def split_sentence(text: str) -> tuple[str, str]:
 
 
 def _figure(drawing: Drawing, directory: Path) -> dict[str, str]:
-    def uri(content: bytes) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+    """The drawing for a wide and a narrow window; one of very many marks as PNG, so that the page stays small."""
 
+    def uri(kind: str, content: bytes) -> str:
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+    def smaller(svg: bytes, png: Callable[[], bytes]) -> str:
+        return uri("svg+xml", svg) if len(svg) <= MOST_SVG else uri("png", png())
+
+    path = directory / "figures" / f"{drawing.name}.svg"
     return {
         "title": drawing.title,
         "caption": drawing.caption,
-        "wide": uri((directory / "figures" / f"{drawing.name}.svg").read_bytes()),
-        "narrow": uri(rendered(drawing, NARROW, ("svg",))["svg"]),
+        "wide": smaller(path.read_bytes(), lambda: path.with_suffix(".png").read_bytes()),
+        "narrow": smaller(
+            rendered(drawing, NARROW, ("svg",))["svg"], lambda: rendered(drawing, NARROW, ("png",))["png"]
+        ),
     }
 
 
@@ -174,60 +183,6 @@ def _passage(passage: Passage) -> dict[str, Any]:
     }
 
 
-def layer_rows(comparison: Comparison) -> dict[str, Any]:
-    """The report's table of layers: focus, entropy and weight change, one row for each tuned model and layer."""
-    columns: dict[str, Cell] = {"layer": lambda row: (str(row["layer"]), row["layer"])}
-    if len(comparison.models) > 2:
-        columns = {"model": lambda row: (row["model"], row["model"])} | columns
-    shown = [("focus", f"focus_{name}_") for name in comparison.salience[:1]] + [("entropy", "entropy_content_")]
-    for name, prefix in shown:
-        columns |= {
-            f"change of {name} (points)": lambda row, prefix=prefix: _number(row[f"{prefix}estimate"], signed),
-            f"95 % interval of {name}": lambda row, prefix=prefix: _interval(row, prefix),
-            f"adjusted p of {name}": lambda row, prefix=prefix: _p(row[f"{prefix}p_adjusted"]),
-        }
-    columns["weight change (%)"] = lambda row: (percent(row["relative"]), row["relative"])
-    return _table("Layers", "layers", layers_table(comparison).dropna(subset="layer"), columns)
-
-
-def head_rows(comparison: Comparison) -> dict[str, Any]:
-    """The report's table of heads: the most changed of the first tuned model by the headline measure."""
-    table = heads_table(comparison)
-    measure = "focus" if comparison.salience else "entropy_content"
-    chosen = (table["measure"] == measure) & (table["model"] == comparison.models[1]) & table["shown"]
-    rows = table[chosen & (table["salience"] == (comparison.salience or [""])[0]) & (table["estimate"] != 0)]
-    rows = rows.loc[rows["estimate"].abs().sort_values(ascending=False, kind="stable").index].head(SHOWN_HEADS)
-    name = "focus" if comparison.salience else "content entropy"
-    columns: dict[str, Cell] = {
-        "layer": lambda row: (str(row["layer"]), row["layer"]),
-        "head": lambda row: (str(row["head"]), row["head"]),
-        f"{name}, base": lambda row: _number(row["base"], plain),
-        f"{name}, tuned": lambda row: _number(row["tuned"], plain),
-        "change (points)": lambda row: _number(row["estimate"], signed),
-        "95 % interval": lambda row: _interval(row, ""),
-        "adjusted p": lambda row: _p(row["p_adjusted"]),
-        "attention on words (%)": lambda row: (f"{row['content_mass']:.0f}", row["content_mass"]),
-    }
-    return _table(f"The {len(rows)} most changed heads by {name}", "heads", rows, columns)
-
-
-def _table(title: str, file: str, frame: pd.DataFrame, columns: dict[str, Cell]) -> dict[str, Any]:
-    rows = [[cell(row) for cell in columns.values()] for _, row in frame.iterrows()]
-    return {"title": title, "file": f"tables/{file}.csv", "columns": list(columns), "rows": rows}
-
-
-def _number(value: float, written: Callable[[float, int], str]) -> tuple[str, float]:
-    return written(value, 2), value
-
-
-def _interval(row: Any, prefix: str) -> tuple[str, Any]:
-    return f"{signed(row[f'{prefix}low'], 2)} … {signed(row[f'{prefix}high'], 2)}", row[f"{prefix}low"]
-
-
-def _p(value: float) -> tuple[str, float]:
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0"), value
-
-
 def _provenance(provenance: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (name, value) lines; whatever the record holds is shown, known groups first."""
     apart = {name: value for name, value in provenance.items() if name not in ("warnings", "command")}
@@ -242,12 +197,15 @@ def _provenance(provenance: dict[str, Any]) -> list[tuple[str, list[tuple[str, s
 def _lines(value: Any, path: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, dict):
         for name, inner in value.items():
+            if name == "history":  # the training curves show it
+                continue
             yield from _lines(inner, f"{path} · {name}" if path else str(name))
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         for number, inner in enumerate(value, start=1):
             rest = {name: content for name, content in inner.items() if name != "name"}
             yield from _lines(rest, f"{path} {inner.get('name', number)}".strip())
     elif isinstance(value, list | tuple):
-        yield path, ", ".join(map(str, value))
+        more = f", … ({len(value)} in all)" if len(value) > MOST_LISTED else ""
+        yield path, ", ".join(map(str, value[:MOST_LISTED])) + more
     else:
         yield path, "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -58,7 +58,7 @@ def choose(page: Page, passage: int, place: int, model: int = 0) -> None:
 
 def test_every_figure_is_drawn(opened: Page):
     sizes = opened.eval_on_selector_all("img", "images => images.map((image) => image.naturalWidth)")
-    assert len(sizes) == 8 and min(sizes) > 300
+    assert len(sizes) == 13 and min(sizes) > 300
 
 
 def test_the_policy_blocks_scripts_and_styles_of_others(browser: Browser, address: str):
@@ -131,7 +131,7 @@ def test_the_map_is_kept_from_text_to_text(opened: Page):
 
 
 def test_tables_sort_by_number(opened: Page):
-    column = "table.sortable >> nth=0"
+    column = "#tables table.sortable >> nth=0"
     values = f"{column} >> tbody tr td:nth-child(3)"
     opened.click(f"{column} >> button >> nth=2")
     down = [float(node.get_attribute("data-value") or "nan") for node in opened.locator(values).all()]

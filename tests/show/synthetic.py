@@ -1,7 +1,8 @@
-"""A comparison as a real run gives it, made of random numbers with a known effect: six layers of twelve heads."""
+"""A comparison as a real run gives it, made of random numbers with a known effect."""
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy import stats
 
 from attnlens.analysis.results import Answer, Comparison, Passage, Rung
 
-LAYERS, HEADS, TEXTS, DOCUMENTS = 6, 12, 60, 40
+TEXTS, DOCUMENTS = 60, 40
 MODULES = ("query", "key", "value", "output", "feed-forward", "norm")
 SHIFT = {"spans": (0.0, 0.001, 0.004, 0.012, 0.048, 0.088), "keyness": (0.0, 0.0, 0.002, 0.004, 0.012, 0.031)}
 TEXTS_OF_CONTRACTS = (
@@ -33,30 +34,106 @@ def make_comparison(
     scale: float = 1.0,
     texts: tuple[str, ...] = TEXTS_OF_CONTRACTS,
     base: str = "all-MiniLM-L6-v2",
+    shape: tuple[int, int] = (6, 12),
+    older: bool = False,
 ) -> Comparison:
-    """A comparison of `base` with each of `tuned`; `scale` 0 makes them identical."""
-    rng = np.random.default_rng(7)
+    """A comparison of `base` with each of `tuned`; `scale` 0 makes them identical.
+
+    shape: layers and heads. older: without divergences, received attention, heads' products, floors and histories.
+    """
+    rng, extra = np.random.default_rng(7), np.random.default_rng(11)
     models = (base, *tuned)
-    data = _data(rng, models, salience, scale)
+    data = _data(rng, models, salience, scale, shape)
+    if not older:
+        data = _with_divergence(extra, data, salience, scale)
     answers = {name: _answers(name, salience, scale) for name in tuned}
     passages = tuple(
-        _passage(rng, text, number, len(models), scale=scale, rate=0.18 if salience else 0.0)
+        _passage(rng, text, number, (len(models), shape[0]), scale=scale, rate=0.18 if salience else 0.0)
         for number, text in enumerate(texts)
     )
+    weights = _weights(rng, tuned, scale, shape[0])
+    provenance = _provenance(models)
+    if not older:
+        # The last tuned model was stored in bfloat16: its norms moved by rounding alone.
+        last = (weights["model"] == tuned[-1]) if len(tuned) > 1 else False
+        weights = weights.assign(floor=np.where(last, 0.00166, 0.0), rounding=False)
+        norms = last & (weights["module"] == "norm")
+        weights.loc[norms, ["relative", "rounding"]] = 0.00166, True
+        weights.loc[norms, "delta_norm"] = 0.00166 * weights.loc[norms, "base_norm"]
+        for record, run in zip(provenance["models"][1:], range(len(tuned)), strict=True):
+            record["training"] = _training(extra, run)
     return Comparison(
         data=data,
-        weights=_weights(rng, tuned, scale),
+        weights=weights,
+        heads=_heads(extra, () if older else tuned, scale, shape),
         tests=_tests(data, tuned, salience),
         answers=answers,
         passages=passages,
-        provenance=_provenance(models),
+        provenance=provenance,
     )
 
 
-def _data(rng: np.random.Generator, models: tuple[str, ...], salience: tuple[str, ...], scale: float) -> xr.Dataset:
-    shape = (len(models), TEXTS, LAYERS, HEADS)
-    depth = np.arange(LAYERS)[:, None]
-    skew = rng.gamma(1.2, 0.8, size=(LAYERS, HEADS))
+def _with_divergence(rng: np.random.Generator, data: xr.Dataset, salience: tuple[str, ...], scale: float) -> xr.Dataset:
+    """`data` with the divergences of the maps and, where words are marked, received attention (times uniform)."""
+    dims = ("model", "example", "layer", "head")
+    sizes = tuple(data.sizes[name] for name in dims)
+    depth = np.linspace(0, 1, sizes[2])[:, None]
+    size = np.linspace(1.0, 0.4, max(sizes[0] - 1, 1))[:, None, None, None]
+    jsd = scale * size * (0.01 + 0.11 * depth**2) * rng.gamma(2.0, 0.5, size=(sizes[0] - 1, *sizes[1:]))
+    jsd = np.concatenate([np.full((1, *sizes[1:]), np.nan), jsd])
+    found = data.assign(
+        jsd=(dims, jsd), kl_forward=(dims, 2.3 * jsd), kl_backward=(dims, 2.1 * jsd), tv=(dims, np.sqrt(jsd / 2))
+    )
+    if salience:
+        relation = {
+            "received": "share_matched",
+            "received_matched": "share_matched",
+            "received_control": "share_control",
+        }
+        found = found.assign({name: 5.0 * data[source] for name, source in relation.items()})
+    return found
+
+
+def _heads(rng: np.random.Generator, tuned: tuple[str, ...], scale: float, shape: tuple[int, int]) -> pd.DataFrame:
+    rows = [
+        (model, layer, head, circuit, scale * (0.01 + 0.05 * layer / shape[0]) * rng.uniform(0.5, 2) / (1 + number))
+        for number, model in enumerate(tuned)
+        for layer, head, circuit in itertools.product(range(shape[0]), range(shape[1]), ("QK", "OV"))
+    ]
+    return pd.DataFrame(rows, columns=["model", "layer", "head", "circuit", "relative"])
+
+
+def _training(rng: np.random.Generator, run: int) -> dict[str, object]:
+    steps = np.arange(4, 204, 4)
+    history = [
+        {"step": int(step), "loss": 2.4 * float(np.exp(-step / (60 + 30 * run))) + rng.uniform(0.1, 0.3)}
+        for step in steps
+    ]
+    for step in range(50, 201, 50):
+        quality = 0.82 - 0.05 * run - 0.5 * float(np.exp(-step / 40))
+        history.append({"step": step, "heldout_loss": 1.2 - quality, "accuracy": quality + 0.03, "macro_f1": quality})
+    return {
+        "method": ("full", "lora", "last_k", "head")[run % 4],
+        "task": "sequence-classification",
+        "seed": run,
+        "parameters": {"trainable": 22_713_216 // (1 + 40 * run), "total": 22_713_216},
+        "metrics": {"accuracy": 0.843 - 0.05 * run, "macro_f1": 0.813 - 0.05 * run, "loss": 0.39, "best_step": 200},
+        "seconds": 61.5 + run,
+        "history": sorted(history, key=lambda row: row["step"]),
+    }
+
+
+def _data(
+    rng: np.random.Generator,
+    models: tuple[str, ...],
+    salience: tuple[str, ...],
+    scale: float,
+    of_model: tuple[int, int],
+) -> xr.Dataset:
+    shape = (len(models), TEXTS, *of_model)
+    layers, _ = of_model
+    depth = 5 * np.linspace(0, 1, layers)[:, None]
+    skew = rng.gamma(1.2, 0.8, size=of_model)
     text_noise = rng.normal(size=(1, TEXTS, 1, 1))
     common = rng.normal(scale=0.03, size=(1, *shape[1:]))
     tuning = np.array([0.0, *(scale * factor for factor in (1.0, 0.55, -0.4, 0.2)[: len(models) - 1])])
@@ -77,7 +154,8 @@ def _data(rng: np.random.Generator, models: tuple[str, ...], salience: tuple[str
         "content_mass": (dims, content),
     }
     if salience:
-        shift = np.array([SHIFT[name] for name in salience]).T[:, None, :] * skew[:, :, None]
+        places = np.linspace(0, 5, layers)
+        shift = np.array([np.interp(places, range(6), SHIFT[name]) for name in salience]).T[:, None] * skew[..., None]
         control = (0.2 + common)[..., None] + np.zeros((len(models), 1, 1, 1, len(salience)))
         matched = control + 0.03 * depth[..., None] + own[..., None] * shift + noise(0.03)[..., None]
         matched = matched.clip(0.01, 0.95)
@@ -92,9 +170,9 @@ def _data(rng: np.random.Generator, models: tuple[str, ...], salience: tuple[str
         "document": ("example", [f"contract-{i % DOCUMENTS:02d}" for i in range(TEXTS)]),
         "label": ("example", [("assignment", "governing law", "licence")[i % 3] for i in range(TEXTS)]),
         "tokens": ("example", rng.integers(24, 90, size=TEXTS)),
-        "stack": ("layer", ["encoder"] * LAYERS),
-        "kind": ("layer", ["self"] * LAYERS),
-        "number": ("layer", np.arange(LAYERS)),
+        "stack": ("layer", ["encoder"] * layers),
+        "kind": ("layer", ["self"] * layers),
+        "number": ("layer", np.arange(layers)),
     }
     return xr.Dataset(variables, coords=coords | ({"salience": list(salience)} if salience else {}))
 
@@ -120,12 +198,18 @@ def _tests(data: xr.Dataset, tuned: tuple[str, ...], salience: tuple[str, ...]) 
         for name, change in changes.items():
             by_layer, by_head = ("profile", "focus head") if name else ("entropy layer", "entropy head")
             key = {"model": model, "salience": name, "level": "A"}
-            for layer in range(LAYERS):
+            for layer in range(change.shape[1]):
                 row = _row(change[:, layer].mean(-1), document, 2.7)
                 rows.append(key | {"family": by_layer, "layer": layer, "head": -1} | row)
-            for layer, head in itertools.product(range(LAYERS), range(HEADS)):
+            for layer, head in np.ndindex(change.shape[1:]):
                 row = _row(change[:, layer, head], document, 1.96)
                 rows.append(key | {"family": by_head, "layer": layer, "head": head} | row)
+            if not name and "jsd" in data:
+                jsd = data["jsd"][index].values.mean(-1)
+                untested = {"p": np.nan, "p_adjusted": np.nan, "effect_size": np.nan, "p_equivalence": np.nan}
+                for layer in range(jsd.shape[1]):
+                    row = _row(jsd[:, layer], document, 2.7) | untested
+                    rows.append(key | {"family": "jsd layer", "layer": layer, "head": -1} | row)
             if name:
                 row = _row(change.mean(-1).sum(-1), document, 1.96)
                 rows.append(key | {"family": "total", "layer": -1, "head": -1} | row)
@@ -133,11 +217,15 @@ def _tests(data: xr.Dataset, tuned: tuple[str, ...], salience: tuple[str, ...]) 
     return pd.DataFrame(rows)[[*order, "p", "p_adjusted", "p_equivalence", "effect_size", "n", "level"]]
 
 
-def _weights(rng: np.random.Generator, tuned: tuple[str, ...], scale: float) -> pd.DataFrame:
+def _weights(rng: np.random.Generator, tuned: tuple[str, ...], scale: float, layers: int) -> pd.DataFrame:
     rows = []
     for number, model in enumerate(tuned):
-        for layer, module in itertools.product(range(LAYERS), MODULES):
-            size = 0.0 if module == "norm" else scale * (0.004 + 0.006 * layer) * rng.uniform(0.6, 1.4) / (1 + number)
+        for layer, module in itertools.product(range(layers), MODULES):
+            size = (
+                0.0
+                if module == "norm"
+                else scale * (0.004 + 0.036 * layer / layers) * rng.uniform(0.6, 1.4) / (1 + number)
+            )
             rows.append((model, f"encoder.layer.{layer}.{module}.weight", module, layer, "backbone", size * 20, 20.0))
         rows.append((model, "embeddings.word_embeddings.weight", "embeddings", -1, "backbone", 0.0, 300.0))
         rows.append((model, "classifier.weight", "classifier", -1, "head", 0.0, np.nan))
@@ -177,13 +265,16 @@ def _rungs(model: str, status: str) -> tuple[Rung, ...]:
     )
 
 
-def _passage(rng: np.random.Generator, text: str, number: int, models: int, *, scale: float, rate: float) -> Passage:
+def _passage(
+    rng: np.random.Generator, text: str, number: int, sizes: tuple[int, int], *, scale: float, rate: float
+) -> Passage:
     pieces = tuple(re.findall(r"\w+|\W+", text))
     is_word = np.array([bool(re.match(r"\w", piece)) for piece in pieces])
     marked = is_word & (rng.random(len(pieces)) < rate)
-    heads = (*((layer, -1) for layer in range(LAYERS)), (5, 2), (5, 7), (4, 0), (4, 9), (3, 1))
+    models, layers = sizes
+    heads = (*((layer, -1) for layer in range(layers)), (5, 2), (5, 7), (4, 0), (4, 9), (3, 1))
     logits = rng.normal(scale=0.9, size=(1, len(heads), len(pieces))).repeat(models, 0)
-    depth = np.array([layer / (LAYERS - 1) for layer, _ in heads])[None, :, None]
+    depth = np.array([layer / (layers - 1) for layer, _ in heads])[None, :, None]
     logits[1:] += scale * (1.4 * marked * depth + rng.normal(scale=0.2, size=logits[1:].shape))
     weights = np.exp(logits) * is_word
     received = 100 * weights / weights.sum(-1, keepdims=True)
@@ -198,7 +289,7 @@ def _passage(rng: np.random.Generator, text: str, number: int, models: int, *, s
     )
 
 
-def _provenance(models: tuple[str, ...]) -> dict[str, object]:
+def _provenance(models: tuple[str, ...]) -> dict[str, Any]:
     return {
         "models": [
             {"name": name, "path": name, "sha256": f"{index + 10:02x}" * 32, "dtype": "float32"}

@@ -7,14 +7,21 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings
-from attnlens.show.figures import NARROW, WIDE, Drawing, figure_set, labels, style
+from attnlens.show.drawing import NARROW, WIDE, Drawing, labels, style
+from attnlens.show.figures import figure_set
 from tests.show.synthetic import make_comparison
 
-NAMES = ["layer_profile", "entropy_profile", "focus_heads", "entropy_heads", "weight_change", "weight_modules"]
+LAYERS = ["layer_profile", "entropy_profile", "jsd_profile"]
+HEADS = ["focus_heads", "entropy_heads"]
 TOPS = ["focus_top_heads", "entropy_top_heads"]
+WORDS = ["received_profile", "refocusing", "passage"]
+WEIGHTS = ["weight_change", "weight_modules", "circuit_change"]
+UNTESTED = {*WEIGHTS, "passage", "training"}  # figures that no sample of texts stands behind
 
 
 def drawn(drawing: Drawing, width: float = WIDE):
@@ -28,16 +35,16 @@ def drawings(comparison: Comparison) -> dict[str, Drawing]:
 
 
 def test_the_set(comparison: Comparison, drawings: dict[str, Drawing]):
-    assert list(drawings) == [*NAMES, *TOPS]
+    assert list(drawings) == [*LAYERS, *HEADS, *TOPS, *WORDS, *WEIGHTS, "training"]
     for drawing in drawings.values():
-        assert "weight" in drawing.name or "n = " in drawing.caption
+        assert drawing.name in UNTESTED or "n = " in drawing.caption
         assert drawing.title and not drawing.title.endswith(".") and drawing.caption.endswith(".")
 
 
 def test_files_of_every_figure(written: Path, drawings: dict[str, Drawing]):
     for name, drawing in drawings.items():
         files = {path.suffix for path in (written / "figures").glob(f"{name}.*")}
-        assert files == {".pdf", ".svg", ".png", ".csv", ".txt"}
+        assert files == {".pdf", ".svg", ".png", ".csv", ".txt", ".tex"}
         assert (written / "figures" / f"{name}.txt").read_text() == f"{drawing.title}. {drawing.caption}\n"
     assert not list(written.rglob(".*")), "no temporary file is left"
 
@@ -102,33 +109,75 @@ def test_three_tuned_models_keep_order_and_colour():
     assert "in 3 of 3 tuned models" in drawings["layer_profile"].title
 
 
-def test_without_marked_words_entropy_and_weights_remain():
+def test_without_marked_words_entropy_divergence_and_weights_remain():
     names = [drawing.name for drawing in figure_set(make_comparison(salience=()))]
-    assert names == ["entropy_profile", "entropy_heads", "weight_change", "weight_modules", "entropy_top_heads"]
+    assert names == [*LAYERS[1:], HEADS[1], TOPS[1], "passage", *WEIGHTS, "training"]
+
+
+def test_an_older_comparison_is_drawn_as_far_as_it_goes():
+    drawings = {drawing.name: drawing for drawing in figure_set(make_comparison(older=True))}
+    assert list(drawings) == [*LAYERS[:2], *HEADS, *TOPS, "refocusing", "passage", *WEIGHTS[:2]]
+    for name in WEIGHTS[:2]:
+        assert (drawings[name].table["floor"] == 0).all() and "rounding" not in drawings[name].caption
 
 
 def test_identical_models_draw_zeros():
     drawings = {drawing.name: drawing for drawing in figure_set(make_comparison(scale=0.0))}
-    assert list(drawings) == NAMES, "no head changed: no list of changed heads"
+    assert list(drawings) == [*LAYERS, *HEADS, *WORDS, *WEIGHTS, "training"], (
+        "no head changed: no list of changed heads"
+    )
     for drawing in drawings.values():
         drawn(drawing).draw_without_rendering()
+    assert drawings["jsd_profile"].title == "The attention maps are the same in every layer"
+    assert drawings["received_profile"].title == "Marked words receive what they received before"
+    assert drawings["refocusing"].title == "Attention on the marked words did not move"
+    assert drawings["circuit_change"].title == "No head's weights changed what it computes"
     assert (drawn(drawings["focus_heads"]).axes[0].collections[0].get_array().compressed() == 0).all()
     assert drawings["layer_profile"].title == "Attention did not change: the two models are identical"
     assert drawings["weight_change"].title == "No layer's weights changed"
 
 
-def test_no_two_labels_overlap(drawings: dict[str, Drawing]):
-    for drawing in drawings.values():
+def texts_of(figure: Figure) -> list[Text]:
+    """Every text of a figure that is shown: ticks inside their axes, titles, axis labels, keys, notes."""
+    found = [text for legend in figure.legends for text in legend.get_texts()]
+    for ax in figure.axes:
+        if not ax.get_visible():
+            continue
+        found += [*ax.texts, ax.xaxis.label, ax.yaxis.label, ax.title, ax._left_title]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            found += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [text for text in found if text.get_visible() and text.get_text().strip()]
+
+
+def assert_legible(drawing: Drawing, width: float) -> None:
+    """No text reaches over the edge or over another one."""
+    figure = drawn(drawing, width)
+    figure.draw_without_rendering()
+    texts = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure)]
+    for text, box in texts:
+        where = f"{drawing.name}, {width} inches: {text!r}"
+        assert figure.bbox.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, f"{where} is cut at the side"
+        assert figure.bbox.y0 - 1 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, f"{where} is cut above or below"
+    if drawing.name != "passage":  # words of a text stand close
+        for (one, a), (other, b) in itertools.combinations(texts, 2):
+            inner = a.padded(-0.7)
+            assert not inner.overlaps(b.padded(-0.7)), f"{drawing.name}, {width} inches: {one!r} over {other!r}"
+
+
+@pytest.mark.parametrize(
+    ("tuned", "shape"),
+    [(("minilm-contracts",), (6, 12)), (("full fine-tuning", "LoRA", "last-2"), (24, 16)), (("a", "b"), (12, 12))],
+)
+def test_every_text_is_legible(tuned: tuple[str, ...], shape: tuple[int, int]):
+    for drawing in figure_set(make_comparison(tuned=tuned, shape=shape)):
         for width in (WIDE, NARROW):
-            figure = drawn(drawing, width)
-            figure.draw_without_rendering()
-            for ax in figure.axes:
-                for axis in (ax.xaxis, ax.yaxis):
-                    low, high = sorted(axis.get_view_interval())
-                    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-                    boxes = [tick.label1.get_window_extent() for tick in ticks if tick.label1.get_visible()]
-                    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), drawing.name
-                    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), drawing.name
+            assert_legible(drawing, width)
+
+
+def test_no_figure_is_higher_than_a_page():
+    for drawing in figure_set(make_comparison(tuned=("a", "b", "c", "d"), shape=(24, 16))):
+        assert drawn(drawing, NARROW).get_figheight() <= 8.5, drawing.name
 
 
 def test_labels_are_drawable_short_and_distinct():

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from attnlens.show import plots
+from attnlens.show import map_plots, plots
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def heads() -> pd.DataFrame:
 
 
 def test_head_map_holds_the_numbers_around_a_real_zero(ax):
-    plots.head_map(heads(), ax, limit=8.0)
+    map_plots.head_map(heads(), ax, limit=8.0)
     mesh = ax.collections[0]
     values = mesh.get_array()
     assert values.shape == (2, 2) and values.mask.tolist() == [[False, False], [False, True]]
@@ -71,7 +71,7 @@ def test_head_map_holds_the_numbers_around_a_real_zero(ax):
 
 
 def test_head_map_marks_rises_and_falls_and_greys_the_rest(ax):
-    plots.head_map(heads(), ax, limit=8.0)
+    map_plots.head_map(heads(), ax, limit=8.0)
     offsets = {
         collection.get_label(): collection.get_offsets().tolist()
         for collection in ax.collections
@@ -84,13 +84,13 @@ def test_head_map_marks_rises_and_falls_and_greys_the_rest(ax):
 
 
 def test_head_map_leaves_missing_heads_blank(ax):
-    plots.head_map(heads().drop(index=1), ax, limit=8.0)
+    map_plots.head_map(heads().drop(index=1), ax, limit=8.0)
     assert ax.collections[0].get_array().mask[0, 1]
     assert ax.collections[1].get_array().mask[0, 1], "no head: neither coloured nor greyed"
 
 
 def test_bars_are_as_high_as_the_change(ax):
-    table = pd.DataFrame({"model": "tuned", "layer": [0, 1, 2], "relative": [0.5, 1.0, 4.0]})
+    table = pd.DataFrame({"model": "tuned", "layer": [0, 1, 2], "relative": [0.5, 1.0, 4.0], "floor": 0.0})
     plots.weight_bars(table, ax)
     assert [bar.get_height() for bar in ax.patches] == [0.5, 1.0, 4.0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["other", "1", "2"]
@@ -98,18 +98,84 @@ def test_bars_are_as_high_as_the_change(ax):
 
 
 def test_a_wide_range_of_changes_is_drawn_on_a_log_axis(ax):
-    table = pd.DataFrame({"model": "tuned", "layer": [1, 2, 3], "relative": [0.0, 0.01, 4.0]})
+    table = pd.DataFrame({"model": "tuned", "layer": [1, 2, 3], "relative": [0.0, 0.01, 4.0], "floor": 0.0})
     plots.weight_bars(table, ax)
     assert ax.get_yscale() == "log" and not ax.patches
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [np.nan, 0.01, 4.0])
 
 
+def test_bars_stand_beside_what_rounding_makes(ax):
+    table = pd.DataFrame({"model": "tuned", "layer": [1, 2], "relative": [0.5, 1.0], "floor": [0.17, 0.0]})
+    plots.weight_bars(table, ax)
+    lines = next(collection for collection in ax.collections if collection.get_label() == "rounding alone")
+    segments = [segment for segment in lines.get_segments() if len(segment)]
+    np.testing.assert_allclose(segments, [[[-0.45, 0.17], [0.45, 0.17]]])
+
+
 def test_module_map_writes_its_cells(ax):
-    table = pd.DataFrame({"module": ["query", "key"], "layer": [1, 1], "relative": [0.0, 4.36]})
-    plots.module_map(table, ax, limit=4.36)
+    table = pd.DataFrame({"module": ["query", "key"], "layer": [1, 1], "relative": [0.0, 4.36], "rounding": False})
+    map_plots.module_map(table, ax, limit=4.36)
     assert ax.collections[0].get_array().tolist() == [[0.0], [4.36]]
     assert [text.get_text() for text in ax.texts] == ["0", "4.4"]
     assert ax.get_ylim() == (1.5, -0.5), "the first module stands on top"
+
+
+def test_module_map_sets_the_floor_apart_and_marks_rounding(ax):
+    table = pd.DataFrame({"module": ["query", "norm"], "layer": [1, 1], "relative": [4.0, 0.17]})
+    map_plots.module_map(table.assign(rounding=[False, True], floor=[0.16, 0.17]), ax, limit=4.0, floor=True)
+    assert ax.collections[1].get_array().tolist() == [[0.16], [0.17]]
+    assert [text.get_text() for text in ax.texts] == ["4.0", "r", "0.16", "0.17"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "floor"]
+
+
+def test_change_map_runs_from_nothing_to_the_limit(ax):
+    table = pd.DataFrame({"layer": [1, 1, 2], "head": [1, 2, 1], "relative": [0.0, 3.0, 6.0]})
+    map_plots.change_map(table, ax, limit=6.0)
+    mesh = ax.collections[0]
+    assert mesh.get_array().tolist() == [[0.0, 3.0], [6.0, None]] and mesh.get_clim() == (0, 6.0)
+
+
+def test_levels_begin_at_zero(ax):
+    plots.layer_level(profile(estimate=[1.0, 2.0, 6.0], low=[0.5, 1.5, 4.0]), ax)
+    assert ax.get_ylim() == (0, pytest.approx(8.8))
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 6.0]
+
+
+def test_received_attention_goes_from_base_to_tuned(ax):
+    numbers = {"marked_base": 1.5, "marked_tuned": 2.5, "control_base": 1.0, "control_tuned": 0.9}
+    plots.received_pairs(pd.DataFrame({"layer": [1], **numbers}), ax, limit=3.0)
+    lines = [collection.get_segments()[0][:, 1].tolist() for collection in ax.collections[::3]]
+    assert lines == [[1.5, 2.5], [1.0, 0.9]]
+    keys = {mark.get_label(): mark for mark in ax.collections if mark.get_label().endswith(("base", "tuned"))}
+    assert {label: mark.get_offsets()[0, 1] for label, mark in keys.items()} == {
+        "marked words: base": 1.5,
+        "marked words: tuned": 2.5,
+        "matched words: base": 1.0,
+        "matched words: tuned": 0.9,
+    }
+
+
+def test_the_plane_has_release_to_the_right_and_refocusing_up(ax):
+    table = pd.DataFrame({"layer": [1, 2], "refocusing": [1.0, -10.0], "sink_release": [0.5, 0.0]})
+    limits = plots.plane_limits(table)
+    plots.plane(table, ax, limits=limits)
+    assert ax.collections[0].get_offsets().tolist() == [[0.5, 1.0], [0.0, -10.0]]
+    assert ax.collections[0].get_array().tolist() == [1, 2]
+    assert ax.lines[0].get_slope() == -1, "the line where both cancel"
+    (left, right), (low, high) = limits
+    assert left < 0 < right and low < -10 and high > 1
+    assert (right - left) / (high - low) == pytest.approx(0.2, rel=0.1), "a small term does not look large"
+
+
+def test_curves_hold_what_was_recorded(ax):
+    table = pd.DataFrame({"model": "tuned", "step": [1, 2, 2], "loss": [3.0, 2.0, np.nan]})
+    table = table.assign(heldout_loss=[np.nan, np.nan, 2.5], macro_f1=[np.nan, np.nan, 0.6])
+    plots.loss_curves(table, ax)
+    assert ax.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
+    assert ax.collections[0].get_offsets().tolist() == [[2, 2.5]] and ax.get_ylim()[0] == 0
+    other = Figure().subplots()
+    plots.quality_curves(table, other, "macro_f1")
+    assert other.lines[0].get_xydata().tolist() == [[2, 0.6]] and other.get_ylim() == (0, 1.03)
 
 
 def test_top_heads_go_from_base_to_tuned(ax):

@@ -1,0 +1,70 @@
+"""Figures by head: change of focus and of entropy, and the heads that changed most."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from attnlens.analysis.results import Comparison
+from attnlens.show import findings, map_plots, plots
+from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_documents, of_first_model, panels
+from attnlens.show.tables import heads_table
+
+SHOWN_HEADS = 10
+
+
+def drawings(comparison: Comparison) -> list[Drawing]:
+    """The figures by head that there are numbers for."""
+    heads = heads_table(comparison)
+    of_measure = [heads[heads["measure"] == measure] for measure in ("focus", "entropy_content")]
+    found = [head_shift(comparison, rows) for rows in of_measure if not rows.empty]
+    tops = [top_changed(comparison, rows) for rows in of_measure if (rows["estimate"].fillna(0) != 0).any()]
+    return [*found, *tops]
+
+
+def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
+    """Layer × head map of one measure's change under the headline salience, a panel for each tuned model."""
+    focus = heads["measure"].iloc[0] == "focus"
+    table = heads[heads["salience"] == heads["salience"].iloc[0]].drop(columns="measure")
+    limit = float(table.loc[table["shown"], "estimate"].abs().max())
+    limit = limit if limit > 0 else 1.0
+    names = labels(comparison.models, limit=TITLE)
+    models = list(table["model"].unique())
+
+    def panel(ax: Axes, index: int) -> None:
+        map_plots.head_map(table[table["model"] == models[index]], ax, limit=limit)
+        if len(models) > 1:
+            ax.set_title(names[models[index]])
+
+    what = "focus on marked words" if focus else "concentration"
+    change = (
+        f"focus (attention on marked minus matched ordinary words; marked by {heads['salience'].iloc[0]})"
+        if focus
+        else "content entropy (percent of its maximum; below zero = more concentrated)"
+    )
+    caption = (
+        f"Change of {change}, tuned minus base, for every head, in points. Dot: rise, ring: fall, with adjusted "
+        f"p < .05 (false discovery rate over heads); over {of_documents(comparison, table)}. Grey cross: heads that "
+        "give less than 5 % of their attention to words in either model."
+    )
+    unit = "change of focus (points)" if focus else "change of entropy (points)"
+    draw = panels(Layout(len(models), map_height(int(table["layer"].max())), "head", "layer", bar=unit), panel)
+    title = of_first_model(comparison, table[table["shown"]], lambda rows: findings.heads_finding(rows, what))
+    return Drawing("focus_heads" if focus else "entropy_heads", "heads", title, caption, table, draw)
+
+
+def top_changed(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
+    """The most changed heads of the first tuned model: base, tuned, change and its interval."""
+    focus = heads["measure"].iloc[0] == "focus"
+    chosen = (heads["model"] == comparison.models[1]) & (heads["salience"] == heads["salience"].iloc[0])
+    rows = heads[chosen & heads["shown"]]
+    table = rows.loc[rows["estimate"].abs().sort_values(ascending=False, kind="stable").index].head(SHOWN_HEADS)
+    table = table.drop(columns=["measure", "shown"]).reset_index(drop=True)
+    what, unit = ("focus", "focus (points)") if focus else ("content entropy", "content entropy (% of its maximum)")
+    model = f" of {comparison.models[1]}" if len(comparison.models) > 2 else ""
+    caption = (
+        f"The {len(table)} most changed heads{model} by {what}: base (ring), tuned (dot; orange = rise, blue = fall), "
+        f"the change and its 95 % interval for this head alone, over {of_documents(comparison, table)}. The heads were "
+        "picked because they changed most, so these changes are on the high side."
+    )
+    draw = panels(Layout(1, 0.55 + 0.21 * len(table), unit), lambda ax, _: plots.top_heads(table, ax))
+    name = "focus_top_heads" if focus else "entropy_top_heads"
+    return Drawing(name, "heads", findings.top_heads_finding(table, what), caption, table, draw)

@@ -1,0 +1,142 @@
+"""The tables inside the report's page: what is written in a cell, and what it is sorted by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from attnlens.analysis.evidence import signed
+from attnlens.analysis.results import Comparison
+from attnlens.show.plots import percent, plain
+from attnlens.show.tables import heads_table, layers_table, models_table, training_table
+
+SHOWN_HEADS = 40
+Cell = Callable[[Any], tuple[str, Any]]  # a row of a table → what is written, and what is sorted by
+TEXTS = ("model", "answer", "method")  # columns of words, set flush left
+
+
+def page_tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """The tables of the page by name, without those that have no row; `models` only where there are several."""
+    several = len(comparison.models) > 2
+    found = {
+        "models": model_rows(comparison) if several else None,
+        "layers": layer_rows(comparison),
+        "heads": head_rows(comparison),
+        "training": training_rows(comparison),
+    }
+    return {name: table for name, table in found.items() if table and table["rows"]}
+
+
+def model_rows(comparison: Comparison) -> dict[str, Any]:
+    """The tuned models side by side: answer, largest changes, size of the weight change, quality."""
+    frame = models_table(comparison)
+    columns: dict[str, Cell] = {"model": _text("model")}
+    if comparison.salience:
+        columns |= {
+            "answer": _text("verdict"),
+            "largest change of focus (points)": lambda row: _placed(row, "focus", signed),
+        }
+    columns["largest change of entropy (points)"] = lambda row: _placed(row, "entropy", signed)
+    if frame["jsd"].notna().any():
+        columns["largest JSD (% of its maximum)"] = lambda row: _placed(row, "jsd", plain)
+    columns["weight change (%)"] = lambda row: (percent(row["weight_change"]), row["weight_change"])
+    return _table("The tuned models side by side", "models", frame, columns)
+
+
+def training_rows(comparison: Comparison) -> dict[str, Any]:
+    """How each tuned model was trained, where its checkpoint tells it."""
+    frame = training_table(comparison)
+    columns: dict[str, Cell] = {
+        "model": _text("model"),
+        "method": _text("method"),
+        "trained weights (%)": lambda row: _known(row["trained"], percent),
+        "kept step": lambda row: _known(row["best_step"], "{:.0f}".format),
+        "seconds": lambda row: _known(row["seconds"], "{:.0f}".format),
+        "held-out loss": lambda row: _known(row["loss"], "{:.3f}".format),
+        "held-out accuracy": lambda row: _known(row["accuracy"], "{:.3f}".format),
+        "held-out macro-F1": lambda row: _known(row["macro_f1"], "{:.3f}".format),
+        "held-out perplexity": lambda row: _known(row["perplexity"], "{:.2f}".format),
+    }
+    table = _table("Training, as the checkpoints tell it", "training", frame, columns)
+    kept = [index for index, _ in enumerate(columns) if any(row[index][0] for row in table["rows"])]
+    return table | {
+        "columns": [table["columns"][index] for index in kept],
+        "rows": [[row[index] for index in kept] for row in table["rows"]],
+    }
+
+
+def layer_rows(comparison: Comparison) -> dict[str, Any]:
+    """The report's table of layers: focus, entropy and weight change, one row for each tuned model and layer."""
+    frame = layers_table(comparison).dropna(subset="layer")
+    columns: dict[str, Cell] = {"layer": lambda row: (str(row["layer"]), row["layer"])}
+    if len(comparison.models) > 2:
+        columns = {"model": _text("model")} | columns
+    shown = [("focus", f"focus_{name}_") for name in comparison.salience[:1]] + [("entropy", "entropy_content_")]
+    for name, prefix in shown:
+        columns |= {
+            f"change of {name} (points)": lambda row, prefix=prefix: _number(row[f"{prefix}estimate"], signed),
+            f"95 % interval of {name}": lambda row, prefix=prefix: _interval(row, prefix),
+            f"adjusted p of {name}": lambda row, prefix=prefix: _p(row[f"{prefix}p_adjusted"]),
+        }
+    if frame["jsd_estimate"].notna().any():
+        columns["JSD (% of its maximum)"] = lambda row: _number(row["jsd_estimate"], plain)
+    columns["weight change (%)"] = lambda row: (percent(row["relative"]), row["relative"])
+    if frame["floor"].max() > 0:
+        columns["rounding alone (%)"] = lambda row: (percent(row["floor"]), row["floor"])
+    return _table("Layers", "layers", frame, columns)
+
+
+def head_rows(comparison: Comparison) -> dict[str, Any]:
+    """The report's table of heads: the most changed of each tuned model by the headline measure."""
+    table = heads_table(comparison)
+    measure = "focus" if comparison.salience else "entropy_content"
+    chosen = (table["measure"] == measure) & table["shown"] & (table["estimate"].fillna(0) != 0)
+    rows = table[chosen & (table["salience"] == (comparison.salience or [""])[0])]
+    rows = rows.loc[rows["estimate"].abs().sort_values(ascending=False, kind="stable").index]
+    tuned = len(comparison.models) - 1
+    rows = rows.groupby("model", sort=False).head(max(10, SHOWN_HEADS // tuned))
+    name = "focus" if comparison.salience else "content entropy"
+    columns: dict[str, Cell] = {
+        "layer": lambda row: (str(row["layer"]), row["layer"]),
+        "head": lambda row: (str(row["head"]), row["head"]),
+        f"{name}, base": lambda row: _number(row["base"], plain),
+        f"{name}, tuned": lambda row: _number(row["tuned"], plain),
+        "change (points)": lambda row: _number(row["estimate"], signed),
+        "95 % interval": lambda row: _interval(row, ""),
+        "adjusted p": lambda row: _p(row["p_adjusted"]),
+        "attention on words (%)": lambda row: (f"{row['content_mass']:.0f}", row["content_mass"]),
+    }
+    if tuned > 1:
+        columns = {"model": _text("model")} | columns
+    return _table(f"The most changed heads by {name}", "heads", rows, columns)
+
+
+def _table(title: str, file: str, frame: pd.DataFrame, columns: dict[str, Cell]) -> dict[str, Any]:
+    rows = [[cell(row) for cell in columns.values()] for _, row in frame.iterrows()]
+    return {"title": title, "file": f"tables/{file}.csv", "columns": list(columns), "texts": TEXTS, "rows": rows}
+
+
+def _text(name: str) -> Cell:
+    return lambda row: (row[name], row[name])
+
+
+def _known(value: float, written: Callable[[float], str]) -> tuple[str, Any]:
+    return ("", "") if pd.isna(value) else (written(value), value)
+
+
+def _placed(row: Any, name: str, written: Callable[[float, int], str]) -> tuple[str, Any]:
+    """A value with the layer where it was found."""
+    value = row[name]
+    return ("", "") if pd.isna(value) else (f"{written(value, 1)} (layer {row[f'{name}_layer']:.0f})", value)
+
+
+def _number(value: float, written: Callable[[float, int], str]) -> tuple[str, float]:
+    return written(value, 2), value
+
+
+def _interval(row: Any, prefix: str) -> tuple[str, Any]:
+    return f"{signed(row[f'{prefix}low'], 2)} … {signed(row[f'{prefix}high'], 2)}", row[f"{prefix}low"]
+
+
+def _p(value: float) -> tuple[str, float]:
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0"), value

@@ -1,0 +1,98 @@
+"""The figures of a finished report, drawn again for a paper: `attnlens figures`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnlens.analysis.results import Comparison, open_comparison
+from attnlens.core.errors import AttnlensError, OutputExists, UnknownName
+from attnlens.show.drawing import Drawing
+from attnlens.show.figures import FORMATS, figure_set, write_figure
+from attnlens.show.files import write
+from attnlens.show.venues import venue
+
+RECORD = "figures.json"
+
+
+@dataclass(frozen=True)
+class RedrawOptions:
+    """How to draw again.
+
+    venue: whose column width and fonts. formats: of pdf, svg and png. output: the folder; None makes
+    DIR/figures-VENUE. only: figures or sections of the report (layers, words, heads, weights, training) by name;
+    empty draws all. names: what to call the models, base first; empty keeps their names.
+    """
+
+    venue: str = "plain"
+    formats: tuple[str, ...] = ("pdf",)
+    output: str | Path | None = None
+    only: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """The folder, and for each figure by name the files that were written."""
+
+    directory: Path
+    figures: dict[str, tuple[Path, ...]]
+
+
+def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redrawn:
+    """Draw the figures of the comparison in `directory`, each with its numbers and its caption beside it.
+
+    A folder that holds something else raises OutputExists; figures that were drawn there before are replaced.
+    """
+    options = RedrawOptions() if options is None else options
+    place = venue(options.venue)
+    for ending in options.formats:
+        if ending not in FORMATS:
+            raise UnknownName.among("format", ending, FORMATS)
+    drawings = _chosen(figure_set(renamed(open_comparison(directory), options.names)), options.only)
+    folder = Path(options.output or Path(directory) / f"figures-{place.name}")
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(f"{folder} is a file: needed the name of a folder, choose another -o DIR")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise OutputExists(f"{folder} holds other files: choose another -o DIR")
+    record: dict[str, Any] = {"attnlens": "figures", "venue": place.name, "width_inches": round(place.width, 4)}
+    write(folder / RECORD, f"{json.dumps(record)}\n".encode())  # first: a stopped run may be repeated
+    settings = place.settings()
+    written = {
+        drawing.name: tuple(write_figure(drawing, folder, place.width, options.formats, settings))
+        for drawing in drawings
+    }
+    return Redrawn(folder, written)
+
+
+def _chosen(drawings: list[Drawing], only: Sequence[str]) -> list[Drawing]:
+    known = {name for drawing in drawings for name in (drawing.name, drawing.section)}
+    for name in only:
+        if name not in known:
+            raise UnknownName.among("figure", name, known)
+    return [drawing for drawing in drawings if not only or {drawing.name, drawing.section} & set(only)]
+
+
+def renamed(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """The comparison with other names for its models, base first; no names leave it as it is."""
+    if not names:
+        return comparison
+    if len(names) != len(comparison.models) or len(set(names)) != len(names):
+        raise AttnlensError(
+            f"needed {len(comparison.models)} different names, for {', '.join(comparison.models)}; "
+            f"got {', '.join(names)}"
+        )
+    new = dict(zip(comparison.models, names, strict=True))
+    tables = {
+        name: table.assign(model=table["model"].map(new)) if len(table) else table
+        for name in ("weights", "heads", "tests")
+        for table in [getattr(comparison, name)]
+    }
+    return dataclasses.replace(
+        comparison,
+        data=comparison.data.assign_coords(model=list(names)),
+        answers={new[model]: answers for model, answers in comparison.answers.items()},
+        **tables,
+    )

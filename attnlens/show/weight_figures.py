@@ -1,0 +1,97 @@
+"""Figures of the weights: change by layer, by kind of matrix and by head, beside what rounding alone does."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from attnlens.analysis.results import Comparison
+from attnlens.show import findings, map_plots, plots
+from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_first_model, panels
+from attnlens.show.tables import circuits_table, weight_layers, weight_modules_table
+
+CIRCUITS = {"QK": "QK: where a head looks", "OV": "OV: what it passes on"}
+
+
+def drawings(comparison: Comparison) -> list[Drawing]:
+    """The figures of the weights; the products of the heads where they were measured."""
+    found = [weight_change(comparison), weight_modules(comparison)]
+    return found if comparison.heads.empty else [*found, circuit_change(comparison)]
+
+
+def weight_change(comparison: Comparison) -> Drawing:
+    """Relative weight change per layer, one bar a model."""
+    table = weight_layers(comparison)
+    # The place outside the layers is drawn only where something moved there.
+    outside = table["layer"].isna()
+    table = table[~outside | (table.loc[outside, "relative"].max() > 0)].reset_index(drop=True)
+    shown = table.assign(model=table["model"].map(labels(comparison.models)), layer=table["layer"].fillna(0))
+    caption = (
+        "Weight change by layer: size of the difference between tuned and base, √ΣΔ², in percent of the size of the "
+        "base, √ΣW², over all matrices of the layer. other: embeddings and what else stands outside the layers. Task "
+        f"heads are left out.{_floor(table, 'Dashed: ')} No sampling is involved."
+    )
+    draw = panels(Layout(1, 2.2, "layer", "weight change (% of its size)"), lambda ax, _: plots.weight_bars(shown, ax))
+    title = of_first_model(comparison, table, findings.weights_finding)
+    return Drawing("weight_change", "weights", title, caption, table, draw)
+
+
+def weight_modules(comparison: Comparison) -> Drawing:
+    """Relative weight change per layer and kind of matrix, a panel for each tuned model."""
+    table = weight_modules_table(comparison)
+    names = labels(comparison.models, limit=TITLE)
+    shown = table.assign(module=table["module"].map(labels(table["module"].unique(), limit=22)))
+    models = list(table["model"].unique())
+    rounded = bool(table["floor"].max() > 0)
+    limit = float(table["relative"].max())
+    limit = limit if limit > 0 else 1.0
+
+    def panel(ax: Axes, index: int) -> None:
+        map_plots.module_map(shown[shown["model"] == models[index]], ax, limit=limit, floor=rounded)
+        if len(models) > 1:
+            ax.set_title(names[models[index]])
+
+    # What moved by rounding alone is no finding.
+    moved = table[~table["rounding"]].groupby("module")["relative"].max()
+    if len(moved) and moved.max() > 0:
+        title = f"Among the kinds of matrices, {moved.idxmax()} moved most (up to {plots.percent(moved.max())} %)"
+    else:
+        title = "No kind of matrix changed" + (" beyond rounding" if table["relative"].max() > 0 else "")
+    alone = " r: nothing but rounding." if table["rounding"].any() else ""
+    caption = (
+        "Weight change by kind of matrix and layer, √ΣΔ²/√ΣW² in percent. Query and key can be rotated together "
+        f"without any effect on attention: a change there need not be a change of attention."
+        f"{_floor(table, 'Last column, floor: ')}{alone}"
+    )
+    height = 0.6 + 0.23 * table["module"].nunique()
+    draw = panels(Layout(len(models), height, "layer", bar="weight change (%)"), panel)
+    return Drawing("weight_modules", "weights", title, caption, table, draw)
+
+
+def circuit_change(comparison: Comparison) -> Drawing:
+    """Layer × head maps of the change of the products W_Qᵀ·W_K and W_O·W_V, two panels for each tuned model."""
+    table = circuits_table(comparison)
+    limit = float(np.nanmax(table["relative"].to_numpy(float), initial=0.0)) or 1.0
+    names = labels(comparison.models, limit=TITLE)
+    pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
+    several = len(comparison.models) > 2
+
+    def panel(ax: Axes, index: int) -> None:
+        model, circuit = pairs[index]
+        rows = table[(table["model"] == model) & (table["circuit"] == circuit)]
+        map_plots.change_map(rows, ax, limit=limit)
+        ax.set_title(f"{names[model]}\n{circuit}" if several else CIRCUITS[circuit])
+
+    caption = (
+        "Change of what each head's weights compute: QK = W_Qᵀ·W_K, which decides where the head looks, OV = W_O·W_V, "
+        "which decides what it passes on; size of the change in percent of the size in the base (Frobenius norm). "
+        "Rotating query and key together, or value and output, changes neither product. No sampling is involved."
+    )
+    height = map_height(int(table["layer"].max()))
+    draw = panels(Layout(len(pairs), height, "head", "layer", bar="change (% of the size)", across=2), panel)
+    title = of_first_model(comparison, table, findings.circuits_finding)
+    return Drawing("circuit_change", "weights", title, caption, table, draw)
+
+
+def _floor(table: pd.DataFrame, where: str) -> str:
+    rounded = table["floor"].max() > 0
+    return f" {where}the change that rounding to the narrower stored number format makes alone." if rounded else ""

@@ -1,0 +1,138 @@
+"""Figures of words: attention that marked words receive, why their share moved, and one text as the models read it."""
+
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from attnlens.analysis.results import Comparison, Passage
+from attnlens.show import findings, plots
+from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_documents, of_first_model, panels
+from attnlens.show.tables import received_table, refocusing_table
+from attnlens.show.text_plot import text_blocks
+
+SHOWN_WORDS = 60
+
+
+def drawings(comparison: Comparison) -> list[Drawing]:
+    """The figures of words that there are numbers for."""
+    measured = "received" in comparison.data and bool(comparison.data["received"].notnull().any())
+    found = [received(comparison)] if comparison.salience and measured else []
+    found += [refocusing(comparison)] if comparison.salience else []
+    return [*found, passage_text(comparison)] if comparison.passages else found
+
+
+def received(comparison: Comparison) -> Drawing:
+    """Attention that marked and matched ordinary words receive, base → tuned, a panel for each tuned model."""
+    table = received_table(comparison)
+    names = labels(comparison.models, limit=TITLE)
+    models = list(table["model"].unique())
+    limit = 1.08 * max(1.0, float(np.nanmax(table.filter(regex="_(base|tuned)$"))))
+
+    def panel(ax: Axes, index: int) -> None:
+        plots.received_pairs(table[table["model"] == models[index]], ax, limit=limit)
+        if len(models) > 1:
+            ax.set_title(names[models[index]])
+
+    top = findings.most_moved(table[table["model"] == models[0]], "change")
+    caption = (
+        f"Attention that a word receives from the measured rows, by layer (mean over heads), base (hollow) and tuned "
+        f"(filled): words marked by {comparison.salience[0]} and their matched ordinary words. 1 = what uniform "
+        f"attention would give. Change of the difference in layer {top['layer']}: {plots.signed(top['change'], 2)} "
+        f"(95 % {plots.signed(top['low'], 2)} … {plots.signed(top['high'], 2)}, this layer alone), over "
+        f"{of_documents(comparison, table)}."
+    )
+    draw = panels(Layout(len(models), 2.35, "layer", "received attention (× uniform)"), panel)
+    title = of_first_model(comparison, table, findings.received_finding)
+    return Drawing("received_profile", "words", title, caption, table, draw)
+
+
+def refocusing(comparison: Comparison) -> Drawing:
+    """Every head in the plane of refocusing against sink release, a panel for each tuned model."""
+    table = refocusing_table(comparison)
+    names = labels(comparison.models, limit=TITLE)
+    models = list(table["model"].unique())
+    limits = plots.plane_limits(table)
+
+    def panel(ax: Axes, index: int) -> None:
+        plots.plane(table[table["model"] == models[index]], ax, limits=limits)
+        if len(models) > 1:
+            ax.set_title(names[models[index]])
+
+    caption = (
+        f"Why the attention on marked words (by {comparison.salience[0]}) moved, one dot a head, in points of all "
+        "attention. Up: refocusing, a larger share G of the attention on words goes to the marked ones, (1−m)·ΔG with "
+        "m the attention on special tokens. Right: sink release, attention leaves the special tokens and falls on all "
+        "words, −G·Δm. The factors that do not change sides are means of base and tuned, so the two add up exactly to "
+        "the change; above the dashed line it is a rise. Means over texts and documents; "
+        f"no test of single heads; {of_documents(comparison, table)}."
+    )
+    layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer")
+    title = of_first_model(comparison, table, findings.refocusing_finding)
+    return Drawing("refocusing", "words", title, caption, table, panels(layout, panel))
+
+
+def passage_text(comparison: Comparison) -> Drawing:
+    """One text, each word coloured by the attention it receives, in base and every tuned model."""
+    passage, place = chosen_passage(comparison)
+    layer, head = passage.heads[place]
+    table = passage_table(comparison, passage, place)
+    names = labels(comparison.models)
+    shown = table.assign(model=table["model"].map(names), piece=table["piece"].map(_one_line))
+    where = f"layer {layer + 1}, {'mean of heads' if head < 0 else f'head {head + 1}'}"
+    marked = " Underlined: the marked words." if table["marked"].any() else ""
+    part = " (part of the text)" if table["position"].nunique() < len(passage.words) else ""
+    caption = (
+        f"Text {drawable(passage.id)}{part}, {where}: the darker a word, the more of the attention on words it "
+        f"receives (word pieces added up; one scale for all models).{marked} One text, an example for the eye."
+    )
+    title = findings.passage_finding(table, comparison.models, where)
+    return Drawing("passage", "words", title, caption, table, lambda width: text_blocks(shown, width))
+
+
+def chosen_passage(comparison: Comparison) -> tuple[Passage, int]:
+    """The shortest text with marked words (else the shortest) that has a dozen words, and its map to show.
+
+    The map: mean of heads in the layer of the answer, else the last layer.
+    """
+
+    def order(passage: Passage) -> tuple[bool, bool, int]:
+        words = sum(passage.is_word)
+        return any(passage.marked) != any(any(other.marked) for other in comparison.passages), words < 12, words
+
+    passage = min(comparison.passages, key=order)
+    layer = (comparison.answer.layers or (comparison.data.sizes["layer"] - 1,))[0]
+    return passage, passage.heads.index((layer, -1)) if (layer, -1) in passage.heads else 0
+
+
+def passage_table(comparison: Comparison, passage: Passage, place: int) -> pd.DataFrame:
+    """One row for each model and piece of text: position, piece, is_word, marked, received (%); long texts in part.
+
+    The part: at most 60 words around the word that changed most in the first tuned model.
+    """
+    values = passage.received[:, place]
+    words = np.flatnonzero(passage.is_word)
+    centre = int(np.nanargmax(np.nan_to_num(np.abs(values[1] - values[0]))[words]))
+    first = max(0, min(centre - SHOWN_WORDS // 2, len(words) - SHOWN_WORDS))
+    last = min(first + SHOWN_WORDS, len(words))
+    start = 0 if first == 0 else words[first]
+    stop = len(passage.words) if last == len(words) else words[last]
+    part = slice(start, stop)
+    pieces = pd.DataFrame(
+        {
+            "position": np.arange(start, stop) + 1,
+            "piece": passage.words[part],
+            "is_word": passage.is_word[part],
+            "marked": passage.marked[part],
+        }
+    )
+    rows = [
+        pieces.assign(model=name, received=np.where(pieces["is_word"], values[index][part], np.nan))
+        for index, name in enumerate(comparison.models)
+    ]
+    return pd.concat(rows, ignore_index=True)[["model", "position", "piece", "is_word", "marked", "received"]]
+
+
+def _one_line(piece: str) -> str:
+    return drawable(re.sub(r"\s+", " ", piece))
