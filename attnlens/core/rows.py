@@ -78,7 +78,7 @@ class AttentionMap:
 
     weights (B, H, Q, K); visible (B, H, Q, K) bool; lse (B, H, Q) or None; groups or None.
     queries (B, Q) bool: rows that carry data (no padding). A learned null key may stand as a last column: `null`.
-    logits (B, H, Q, K) or None: log-weights up to a constant of the row, also where the weight is too small for a float.
+    logits (B, H, Q, K) or None: log-weights up to a constant of the row, also where a float holds no weight.
     """
 
     weights: Tensor

@@ -1,8 +1,9 @@
 """What the statistics cost: `record` against the plain forward pass and against eager attention with its maps.
 
-GPT-2-small shape without LM head, entropy, three masses, largest weight, Σ p². Repetitions are interleaved and the
-minimum is kept; each variant also runs once in a process of its own for its peak memory. Ratios, not seconds, travel
-between machines. Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048]
+GPT-2-small shape without LM head; entropy, three masses, largest weight, Σ p². Repetitions are interleaved and the
+minimum is kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory.
+Ratios, not seconds, travel between machines. About ten minutes on two cores.
+Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048] [--repetitions 3]
 """
 
 import argparse
@@ -20,10 +21,14 @@ from transformers import GPT2Config, GPT2Model
 
 from attnlens.checkpoints.record import record
 
-SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1}
+SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1}  # tokens: texts
+REPETITIONS = {128: 4, 512: 4, 2048: 2, 8192: 1}
 NAMES = ("entropy", "mass", "max_weight", "renyi2")
-EAGER_LONGEST = 2048  # eager attention at 8192 would hold 38 GB of maps
 VARIANTS = ("plain", "tiled", "exact", "eager")
+EAGER_LONGEST = 2048
+LAYERS, HEADS = 12, 12
+# Time of tiled and of exact recording over that of the plain pass: at most.
+GOALS = {128: (1.10, 1.15), 512: (1.10, 1.20), 2048: (1.20, 1.35), 8192: (1.40, 1.65)}
 
 
 def model_and_batch(tokens: int) -> tuple[GPT2Model, torch.Tensor, torch.Tensor]:
@@ -57,10 +62,15 @@ def variant(name: str, model: GPT2Model, ids: torch.Tensor, groups: torch.Tensor
     return recorded
 
 
+def variants(tokens: int) -> list[str]:
+    """The variants that can be run at this length."""
+    return [name for name in VARIANTS if name != "eager" or tokens <= EAGER_LONGEST]
+
+
 def seconds(tokens: int, repetitions: int) -> dict[str, float]:
     """Minimum over interleaved repetitions."""
     setting = model_and_batch(tokens)
-    runs = {name: variant(name, *setting) for name in VARIANTS if name != "eager" or tokens <= EAGER_LONGEST}
+    runs = {name: variant(name, *setting) for name in variants(tokens)}
     best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():
         for _ in range(repetitions):
@@ -95,31 +105,60 @@ def peak_rss() -> float:
     return int(found.group(1)) / 1024
 
 
+def goals(tokens: int, times: dict[str, float], memory: dict[str, float]) -> list[tuple[str, bool]]:
+    """What was aimed at for this length, with the measured number, and whether it was reached."""
+    found = []
+    for name, most in zip(("tiled", "exact"), GOALS[tokens], strict=True):
+        ratio = times[name] / times["plain"]
+        found.append((f"{name}/plain {ratio:.2f} ≤ {most:.2f}", ratio <= most))
+    if tokens == EAGER_LONGEST:
+        speed, part = times["eager"] / times["tiled"], memory["tiled"] / memory["eager"]
+        found.append((f"eager/tiled {speed:.1f} ≥ 3", speed >= 3))
+        found.append((f"memory tiled/eager {part:.2f} ≤ 1/6", part <= 1 / 6))
+    if tokens > EAGER_LONGEST:
+        found.append((f"tiled {memory['tiled'] / 1024:.2f} GiB < 3", memory["tiled"] < 3 * 1024))
+    return found
+
+
+def print_row(tokens: int, times: dict[str, float], memory: dict[str, float]) -> None:
+    """One line of numbers, one of goals."""
+    cells = " ".join(f"{times[name] / times['plain']:7.2f}" if name in times else "      –" for name in VARIANTS[1:])
+    extra = " ".join(f"{memory[name]:7.0f}" if name in memory else "      –" for name in VARIANTS)
+    print(f"{tokens:6d} {SHAPES[tokens]:3d} {times['plain']:8.2f} {cells}   {extra}")
+    for text, reached in goals(tokens, times, memory):
+        print(f"           {text:32s} {'ok' if reached else 'missed'}")
+    if tokens > EAGER_LONGEST:
+        held = LAYERS * HEADS * SHAPES[tokens] * tokens**2 * 4
+        print(f"           eager was not run: its maps alone would hold {held / 1e9:.0f} GB")
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """Print the table, then one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--longest", type=int, default=2048)
-    parser.add_argument("--repetitions", type=int, default=5)
+    """Print a table for each number of threads, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
+    parser.add_argument("--longest", type=int, default=max(SHAPES))
+    parser.add_argument("--repetitions", type=int, help="instead of fewer the longer the text")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print_peak(arguments.peak[0], int(arguments.peak[1]))
         return
-    torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()[0]
-    print(f"threads {arguments.threads}, load {load:.2f}, torch {torch.__version__}")
-    print(f"{'T':>6} {'B':>3} {'plain s':>8} " + " ".join(f"{name:>7}" for name in VARIANTS[1:]) + "   extra MiB")
+    lengths = [tokens for tokens in SHAPES if tokens <= arguments.longest]
+    memory = {tokens: {name: peak(name, tokens) for name in variants(tokens)} for tokens in lengths}
     rows = []
-    for tokens in (length for length in SHAPES if length <= arguments.longest):
-        times = seconds(tokens, arguments.repetitions)
-        ratios = {name: times[name] / times["plain"] for name in times}
-        memory = {name: peak(name, tokens) for name in times}
-        cells = " ".join(f"{ratios.get(name, float('nan')):7.2f}" for name in VARIANTS[1:])
-        extra = ", ".join(f"{name} {value:.0f}" for name, value in memory.items())
-        print(f"{tokens:6d} {SHAPES[tokens]:3d} {times['plain']:8.3f} {cells}   {extra}", flush=True)
-        rows.append({"tokens": tokens, "texts": SHAPES[tokens], "seconds": times, "ratio": ratios, "extra_mib": memory})
-    print(json.dumps({"threads": arguments.threads, "load": load, "rows": rows}))
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        print(f"threads {threads}, load {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores, torch {torch.__version__}")
+        print(f"{'T':>6} {'B':>3} {'plain s':>8} " + " ".join(f"{name:>7}" for name in VARIANTS[1:]), end="   ")
+        print(" ".join(f"{name:>7}" for name in VARIANTS) + "  extra MiB")
+        for tokens in lengths:
+            load, times = os.getloadavg()[0], seconds(tokens, arguments.repetitions or REPETITIONS[tokens])
+            print_row(tokens, times, memory[tokens])
+            row = {"threads": threads, "load": load, "tokens": tokens, "texts": SHAPES[tokens], "seconds": times}
+            missed = [text for text, reached in goals(tokens, times, memory[tokens]) if not reached]
+            rows.append(row | {"extra_mib": memory[tokens], "missed": missed})
+    print(json.dumps({"torch": torch.__version__, "cores": os.cpu_count(), "rows": rows}))
 
 
 if __name__ == "__main__":
