@@ -9,9 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from attnlens.analysis.results import open_comparison
-from attnlens.cli import finetune, report, terminal
+from attnlens.cli import app, finetune, report, terminal
 from attnlens.show import demo as demonstration
 from attnlens.show.run import ReportOptions, command, run_report
 from attnlens.show.tables import summary
@@ -20,8 +21,10 @@ from attnlens.training.record import read_record
 from tests.cli.shell import Finished, Run, tree
 from tests.conftest import Tuning
 
+COMMANDS = list(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
 
-@pytest.mark.parametrize("name", ["demo", "finetune", "report", "info"])
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_has_an_example(attnlens: Run, name: str):
     done = attnlens(name, "--help")
     assert done.code == 0 and done.err == "" and f"Example: attnlens {name}" in done.out
@@ -30,7 +33,8 @@ def test_every_help_has_an_example(attnlens: Run, name: str):
 
 def test_the_commands_alone_show_the_help(attnlens: Run):
     done = attnlens("--help")
-    assert done.code == 0 and re.findall(r"^│ (\w+)", done.out, re.M) == ["demo", "finetune", "report", "info"]
+    assert done.code == 0 and re.findall(r"^│ (\w+)", done.out, re.M) == COMMANDS
+    assert {"demo", "finetune", "report", "info"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize(("function", "options"), [(report.report, ReportOptions), (finetune.finetune, TrainOptions)])
@@ -66,8 +70,13 @@ def test_info_names_architecture_proof_and_training(attnlens: Run, tuning: Tunin
     assert facts["method"] == "full" and facts["base"] == "base.ckpt" and facts["seed"] == "0"
     assert 0 <= float(facts["macro f1"]) <= 1
     value = json.loads(attnlens("info", tuning.tuned, "--json").out)
-    assert value["name"] == "tuned.ckpt" and value["record"]["base"]["name"] == "base.ckpt"
-    assert json.loads(attnlens("info", tuning.base, "--json").out)["record"] is None
+    assert (
+        facts["trained on"] == str(tuning.data)
+        and facts["measures"] == "attention on texts of up to 512 tokens, weights"
+    )
+    assert value["name"] == "tuned.ckpt" and value["training"]["base"]["name"] == "base.ckpt"
+    value = json.loads(attnlens("info", tuning.base, "--json").out)
+    assert value["training"] is None and value["adapter"] is None and value["longest_input"] == 512
 
 
 def test_the_demo_trains_once_and_reports(
