@@ -86,3 +86,25 @@ def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
     Matrices of a usual spread: 1.66e-3 for bfloat16, 2.07e-4 for float16; 0 when `dtype` is not narrower.
     """
     return weight_change(base, base.to(dtype)).relative
+
+
+def precision_floor(base: Tensor, tuned: Tensor) -> float:
+    """The share of a change that rounding alone explains: the wider of the two cast to the narrower's dtype and back.
+
+    0 where the stored dtypes are equal. A relative change that is not above this floor is no tuning.
+    """
+    coarser = max(base.dtype, tuned.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    wider = base if tuned.dtype == coarser else tuned
+    return 0.0 if base.dtype == tuned.dtype else rounding_floor(wider, coarser)
+
+
+def cosine(base: Tensor, tuned: Tensor) -> float:
+    """cos(vec W, vec W′) in float64: 1 where only the length changed; NaN where either is all zeros."""
+    dots, olds, news = [], [], []
+    for old, new in zip(base.detach().reshape(-1).split(CHUNK), tuned.detach().reshape(-1).split(CHUNK), strict=True):
+        old, new = old.cpu().double(), new.cpu().double()
+        dots.append(float(old @ new))
+        olds.append(float(old @ old))
+        news.append(float(new @ new))
+    lengths = math.sqrt(math.fsum(olds) * math.fsum(news))
+    return math.fsum(dots) / lengths if lengths > 0 else math.nan

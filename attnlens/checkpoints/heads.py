@@ -1,0 +1,81 @@
+"""Where the query, key, value and output weights of each head lie in a checkpoint, whatever its architecture."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from attnlens.checkpoints.tensors import Pair, Tensors
+from attnlens.core.circuits import Factors, output_value, query_key
+
+ROLES = ("query", "key", "value", "output", "query+key+value")
+# BERT keeps queries under `attention.self`, ViT under `attention.attention`, both the output under `attention.output`.
+SITE = re.compile(r"^(.*?)(?:(?<=attention\.)(?:self|attention|output)\.)?[^.]+\.(weight|bias)$")
+# Fused matrices whose rows are all queries, then all keys, then all values; and those that interleave them by head.
+BLOCKS, BY_HEAD = ("c_attn", "qkv_proj", "Wqkv"), ("query_key_value",)
+BY_HEAD_MODELS = ("gpt_neox", "gpt_neox_japanese", "bloom")
+
+
+class Geometry(NamedTuple):
+    """How many query heads, and how many key and value heads they share, in models of this type."""
+
+    heads: int
+    key_heads: int
+    model_type: str
+
+
+def sites(pairs: Iterable[Pair]) -> dict[str, dict[str, Pair]]:
+    """Attention modules by name, each with its weights and biases: "query.weight" → its pair, and so on."""
+    found: dict[str, dict[str, Pair]] = {}
+    for matched in pairs:
+        place = SITE.match(matched.matrix)
+        if matched.module in ROLES and matched.layer >= 0 and place:
+            found.setdefault(place[1].rstrip("."), {})[f"{matched.module}.{place[2]}"] = matched
+    return found
+
+
+def circuits(tensors: Tensors, names: Mapping[str, str], geometry: Geometry) -> dict[str, Factors]:
+    """The factors of "QK" and "OV" of one attention module, as far as its layout is known.
+
+    names: stored names of "query.weight", "query+key+value.bias", …
+    """
+    read = {role: tensors.read(name).double() for role, name in names.items() if tensors.dtype(name).is_floating_point}
+    fused = "query+key+value.weight"
+    turned = fused in read and read[fused].shape[1] == 3 * read[fused].shape[0]  # GPT-2 stores (in, out)
+    if fused in read:
+        layout = names[fused].rsplit(".", 2)[-2]
+        for part in ("weight", "bias"):
+            if (whole := read.pop(f"query+key+value.{part}", None)) is not None:
+                split = _unfused(whole.T if turned and part == "weight" else whole, layout, geometry)
+                read |= {f"{role}.{part}": rows for role, rows in split.items()}
+    weights = [read.get(f"{role}.weight") for role in ("query", "key", "value", "output")]
+    query, key, value, output = (None if weight is None or weight.ndim != 2 else weight for weight in weights)
+    found = {}
+    heads, key_heads, _ = geometry
+    if query is not None and key is not None and _fits(query, key, geometry):
+        found["QK"] = query_key(query, read.get("query.bias"), key, heads, key_heads)
+    if value is not None and output is not None:
+        output = output.T if turned else output
+        if _fits(output.T, value, geometry):
+            found["OV"] = output_value(output, value, read.get("value.bias"), heads, key_heads)
+    return found
+
+
+def _unfused(whole: Tensor, layout: str, geometry: Geometry) -> dict[str, Tensor]:
+    """Rows of queries, keys and values of a fused weight or bias; nothing where the layout is unknown."""
+    heads, key_heads, model_type = geometry
+    roles = ("query", "key", "value")
+    if layout in BLOCKS and whole.shape[0] % (heads + 2 * key_heads) == 0:
+        size = whole.shape[0] // (heads + 2 * key_heads)
+        return dict(zip(roles, whole.split([heads * size, key_heads * size, key_heads * size]), strict=True))
+    if layout in BY_HEAD and model_type in BY_HEAD_MODELS and whole.shape[0] % (3 * heads) == 0:
+        parts = whole.reshape(heads, 3, -1, *whole.shape[1:]).unbind(1)
+        return {role: part.flatten(0, 1) for role, part in zip(roles, parts, strict=True)}
+    return {}
+
+
+def _fits(query: Tensor, key: Tensor, geometry: Geometry) -> bool:
+    """Whether both split into heads of one width."""
+    heads, key_heads, _ = geometry
+    return query.shape[0] * key_heads == key.shape[0] * heads and key.shape[0] % key_heads == 0

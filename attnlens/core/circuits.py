@@ -1,0 +1,88 @@
+"""What a head computes with its weights: the products W_QᵀW_K and W_O W_V, which no change of basis alters.
+
+W_Q → M⁻ᵀW_Q with W_K → M W_K leaves attention as it was, whatever the invertible M; so do W_V → N W_V with
+W_O → W_O N⁻¹, and any key bias (softmax does not see what a query adds to all its keys). A change of one of these
+matrices alone therefore says nothing certain; a change of the product does. Where rotary positions stand between
+query and key, the product is that of equal positions; a norm of queries and keys stands outside of it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnlens.core.errors import ShapeError
+
+
+class Factors(NamedTuple):
+    """The product leftᵀ·right of each head, never formed: left (H, r, M), right (H, r, N)."""
+
+    left: Tensor
+    right: Tensor
+
+
+class ProductChange(NamedTuple):
+    """Frobenius norms (H,) of the change of a product, and of the base's product."""
+
+    delta_norm: Tensor
+    base_norm: Tensor
+
+    @property
+    def relative(self) -> Tensor:
+        """(H,) change over base; NaN where the base's product is 0 and changed."""
+        return torch.where(self.delta_norm == 0, 0.0, self.delta_norm / self.base_norm).masked_fill(
+            (self.base_norm == 0) & (self.delta_norm > 0), torch.nan
+        )
+
+
+def query_key(query: Tensor, bias: Tensor | None, key: Tensor, heads: int, key_heads: int) -> Factors:
+    """Factors of [W_Q | b_Q]ᵀW_K: query (H·r, D), bias (H·r) or None, key (H_kv·r, D); the key bias has no effect."""
+    return Factors(_with_bias(_by_head(query, heads), bias), _shared(_by_head(key, key_heads), heads))
+
+
+def output_value(output: Tensor, value: Tensor, bias: Tensor | None, heads: int, key_heads: int) -> Factors:
+    """Factors of W_O [W_V | b_V]: output (D, H·r), value (H_kv·r, D), bias (H_kv·r) or None."""
+    return Factors(_by_head(output.T, heads), _shared(_with_bias(_by_head(value, key_heads), bias), heads))
+
+
+def product_change(base: Factors, tuned: Factors) -> ProductChange:
+    """‖L′ᵀR′ − LᵀR‖_F and ‖LᵀR‖_F of every head in O((M+N) r²), no M×N matrix formed.
+
+    The difference is [L′−L; L]ᵀ [R′; R′−R], so that small changes are not the difference of two large norms; the norm
+    of a product is that of its two R factors, because Gram matrices would lose half the digits where changes cancel.
+    Hand example, r = 1: L = [1, 0], R = [2, 0] → L′ = [1, 0], R′ = [2, 1]: change 1, base 2.
+    """
+    if [part.shape for part in base] != [part.shape for part in tuned]:
+        raise ShapeError(
+            f"base and tuned must have one shape; got {[tuple(part.shape) for part in base]} and "
+            f"{[tuple(part.shape) for part in tuned]}"
+        )
+    old, new = (Factors(*(part.detach().cpu().double() for part in factors)) for factors in (base, tuned))
+    left = torch.cat([new.left - old.left, old.left], 1)
+    right = torch.cat([new.right, new.right - old.right], 1)
+    return ProductChange(_product_norm(left, right), _product_norm(*old))
+
+
+def _product_norm(left: Tensor, right: Tensor) -> Tensor:
+    first, second = (torch.linalg.qr(part.transpose(1, 2), mode="r").R for part in (left, right))
+    return torch.linalg.matrix_norm(first @ second.transpose(1, 2))
+
+
+def _by_head(matrix: Tensor, heads: int) -> Tensor:
+    if matrix.ndim != 2 or heads < 1 or matrix.shape[0] % heads:
+        raise ShapeError(f"{tuple(matrix.shape)} cannot be split into {heads} heads along its first axis")
+    return matrix.reshape(heads, -1, matrix.shape[1])  # (H·r, D) -> (H, r, D)
+
+
+def _with_bias(matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias as one more column: what a constant input of 1 would add."""
+    if bias is None:
+        return matrix
+    return torch.cat([matrix, bias.reshape(*matrix.shape[:2], 1).to(matrix)], 2)  # (H, r, D) -> (H, r, D+1)
+
+
+def _shared(matrix: Tensor, heads: int) -> Tensor:
+    """Key or value heads repeated for the query heads that read them (grouped queries)."""
+    if heads % matrix.shape[0]:
+        raise ShapeError(f"{heads} query heads cannot share {matrix.shape[0]} key heads evenly")
+    return matrix.repeat_interleave(heads // matrix.shape[0], 0)
