@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SCORES, ROWS, TILED = "scores.py", "rows.py", "tiled.py"
+SCORES, ROWS, TILES, TILED, PAIRS = "scores.py", "rows.py", "tiles.py", "tiled.py", "pairs.py"
+# The tests of these files; the rest of core/ has the rest.
+ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs", "matrix")]
+
 MUTANTS = [
     (SCORES, "seen = distance >= 0 if", "seen = distance > 0 if"),
     (SCORES, "distance.abs() < self.window", "distance.abs() <= self.window"),
@@ -30,22 +33,38 @@ MUTANTS = [
     (ROWS, "weights[..., 0] + weights[..., 1], null=2", "weights[..., 0], null=2"),
     (ROWS, "row[..., self.null] = 1", "row[..., 0] = 1"),
     (ROWS, "mean = torch.where(part, logs, -torch.inf).logsumexp(-2) - count.log()", "mean = torch.where(part, logs, -torch.inf).logsumexp(-2)"),
-    (ROWS, "(attention.content[..., None] > 0) & ~inside", "~inside"),
+    (SCORES, "box.queries.start + offset + 1)", "box.queries.start + offset + 2)"),
+    (SCORES, "self.causal and self.window is None and", "self.causal and"),
+    (SCORES, "self.window is None and self.mask is None", "self.window is None"),
+    (SCORES, "logits.masked_fill_(~seen, HIDDEN)", "logits.masked_fill_(~seen, -50.0)"),
+    (ROWS, "outside = content & ~inside", "outside = ~inside"),
+    (ROWS, "(attention.group_weights[:, :, None] > 0) & content", "attention.group_weights[:, :, None] > 0"),
+    (ROWS, "~self.visible | (self.content == 0), -torch.inf", "self.content == 0, -torch.inf"),
+    (ROWS, "self.weights.log() if self.logits is None else self.logits", "self.weights.log()"),
+    (ROWS, " if scores.softcap is None else torch.zeros_like(repeated[:, :, :1])", ""),
+    (ROWS, "repeated.mean(2, keepdim=True)", "0 * repeated.mean(2, keepdim=True)"),
+    (ROWS, "[None, :, None, None] - shift", "[None, :, None, None] + 0 * shift"),
+    (ROWS, "logits.logsumexp(-1) + shift[..., 0]", "logits.logsumexp(-1)"),
     (ROWS, "seen = attention.visible[..., None]", "seen = torch.ones_like(attention.visible)[..., None]"),
-    (ROWS, "kept / (attention.weights * content).sum(-1, keepdim=True)", "kept"),
+    (ROWS, "return attention.content_weights @", "return attention.weights @"),
     (ROWS, "1.0 / attention.keys.clamp(min=1)[..., None], 0.0", "1.0, 0.0"),
     (ROWS, "empty = (attention.keys == 0) | ~attention.queries[:, None]", "empty = attention.keys == 0"),
     (ROWS, "| (weights < 0).any(-1)", ""),
     (ROWS, "binary & (self.weights <= self.content[..., None]).all(1)", "binary"),
-    (TILED, "keys = keys - mean", "pass"),
-    (TILED, "mul_(self.scores.scale).view(texts, heads, rows)", "view(texts, heads, rows)"),
-    (TILED, "if scores.softcap is None:", "if True:"),
-    (TILED, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop))"),
-    (TILED, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop + self.offset - 1))"),
-    (TILED, "output.masked_fill((tile.count == 0)[..., None], 0.0)", "output"),
-    (TILED, "0.0 - weights.amax(-1).log() - (weights * logits).sum(-1)", "0.0 - (weights * logits).sum(-1)"),
-    (TILED, "lse = top[..., 0] + shift - weights", "lse = top[..., 0] - weights"),
-    (TILED, "[None, :, None, None] - shift[..., None]", "[None, :, None, None] + 0 * shift[..., None]"),
+    (TILES, "keys = keys - mean", "pass"),
+    (TILES, "mul_(self.scores.scale).view(texts, heads, rows)", "view(texts, heads, rows)"),
+    (TILES, "if scores.softcap is None:", "if True:"),
+    (TILES, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop))"),
+    (TILES, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop + self.offset - 1))"),
+    (TILES, "output.masked_fill_((tile.count == 0)[..., None], 0.0)", "output"),
+    (TILES, "self.top + self.shift - self.peak.log()", "self.top - self.peak.log()"),
+    (TILES, "[None, :, None, None] - shift[..., None]", "[None, :, None, None] + 0 * shift[..., None]"),
+    (TILES, "(rows + self.offset + 1).clamp(0,", "(rows + 1).clamp(0,"),
+    (TILES, ".clamp(0, self.box.keys)", ".clamp(1, self.box.keys)"),
+    (TILES, ".clamp(0, self.box.keys) + (self.scores.sinks is not None)", ".clamp(0, self.box.keys)"),
+    (TILES, "seen.new_ones(()).expand", "seen.new_zeros(()).expand"),
+    (TILED, "0.0 - peak.log() - logits.mul_(weights).sum(-1)", "0.0 - logits.mul_(weights).sum(-1)"),
+    (TILED, "sorted(self.names, key=SPENDING.__contains__)", "self.names"),
     (TILED, "return torch.where(count > 1, entropy / count.clamp(min=2).log(), torch.nan)", "return entropy / count.clamp(min=2).log()"),
     (TILED, "gaps = distances(tile.box, tile.offset, tile.logits.device).abs()", "gaps = distances(tile.box, 0, tile.logits.device).abs()"),
     (TILED, ".masked_fill((count == 0)[..., None], torch.nan)", ""),
@@ -53,12 +72,30 @@ MUTANTS = [
     (TILED, "weak = (mass < WEAK)", "weak = (mass < 0)"),
     (TILED, "+ weights.amax(-1, keepdim=True).log()", ""),
     (TILED, "-2 * torch.linalg.vector_norm", "-1 * torch.linalg.vector_norm"),
-    (TILED, "return tile.grouped(weights).masked_fill", "return tile.grouped(tile.weights).masked_fill"),
+    (TILED, "return part.grouped(weights).masked_fill", "return part.grouped(part.tile.weights).masked_fill"),
     (TILED, "empty = (tile.count == 0) | ~self.queries", "empty = (tile.count == 0) | self.queries"),
     (TILED, "(tile.weights[..., keys] * valid).sum(-2)", "tile.weights[..., keys].sum(-2)"),
     (TILED, "share = share * tile.visible[..., keys]", "pass"),
-    (TILED, "logits.masked_fill_(~visible, HIDDEN)", "logits.masked_fill_(~visible, -50.0)"),
-    (TILED, "seen = inside if self.visible is None else inside & self.visible", "seen = inside"),
+    (TILED, "seen = inside if self.tile.visible is None else inside & self.tile.visible", "seen = inside"),
+    (PAIRS, "x * t + torch.log1p(-t * t) / 2", "x * t - x.cosh().log()"),
+    (PAIRS, " - torch.log1p((-2 * x).exp()) + math.log(2)", " + math.log(2)"),
+    (PAIRS, "torch.where(x < 1, near, far)).sum(-1)", "far).sum(-1)"),
+    (PAIRS, "torch.where(x < 1, near, far)).sum(-1)", "near).sum(-1)"),
+    (PAIRS, "p * (torch.expm1(d) - d)", "p * (d.exp() - 1 - d)"),
+    (PAIRS, "far = q - p - p * d", "far = -p * d"),
+    (PAIRS, "torch.where(d.abs() < 1, near, far)", "(-p * d)"),
+    (PAIRS, "torch.where(d.abs() < 1, near, far)", "near"),
+    (PAIRS, "return rows if infinite is None else rows.masked_fill(infinite, torch.inf)", "return rows"),
+    (PAIRS, "-gap.d, gap.gained", "-gap.d, gap.lost"),
+    (PAIRS, "gap.p, gap.q, gap.d, gap.lost", "gap.q, gap.p, -gap.d, gap.lost"),
+    (PAIRS, "(gap.d / 2).tanh_().abs_()", "(gap.d / 2).tanh_()"),
+    (PAIRS, "tuned.peak.log() - base.peak.log()", "base.peak.log() - tuned.peak.log()"),
+    (PAIRS, "cuts[base.scores.causal]", "cuts[not base.scores.causal]"),
+    (PAIRS, "(left.count == 0) | (right.count == 0)", "left.count == 0"),
+    (PAIRS, "(left.count == 0) | (right.count == 0)", "right.count == 0"),
+    (PAIRS, "empty = empty | ~queries", "empty = empty & ~queries"),
+    (PAIRS, "sees[0] & ~sees[1]", "sees[0] & sees[1]"),
+    (PAIRS, "(base.scores.sinks is None) != (tuned.scores.sinks is None)", "False"),
     ("weights.py", "return self.delta_norm / self.base_norm", "return self.delta_norm / (self.base_norm + self.delta_norm)"),
     ("weights.py", "math.fsum(change.delta_norm**2 for change", "math.fsum(change.delta_norm for change"),
     ("moments.py", "self.m2 / ", "1.001 * self.m2 / "),
@@ -81,10 +118,11 @@ def survives(mutant: tuple[str, str, str]) -> str | None:
             return f"{name}: {old!r} is not there any more"
         path.write_text(source.replace(old, new, 1))
         environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        tests = ["tests/core", "-x", "-q", "-p", "no:cacheprovider"]
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", *tests], cwd=copy, env=environment, capture_output=True
+        chosen = (
+            ATTENTION if name in (SCORES, ROWS, TILES, TILED, PAIRS) else ["tests/core", "--deselect", ATTENTION[-1]]
         )
+        command = [sys.executable, "-m", "pytest", *chosen, "-x", "-q", "-p", "no:cacheprovider"]
+        result = subprocess.run(command, cwd=copy, env=environment, capture_output=True)
         return None if result.returncode == 1 else f"{name}: {old!r} → {new!r} (exit {result.returncode})"
 
 

@@ -96,7 +96,7 @@ def _divergence(p: Tensor, q: Tensor, d: Tensor, infinite: Tensor | None) -> Ten
     """Σ p (−d) with Σ (q − p) = 0 added, which makes each term p (eᵈ − 1 − d) ≥ 0."""
     near = p * (torch.expm1(d) - d)
     far = q - p - p * d  # eᵈ alone may overflow
-    rows = torch.where(d.abs() < 1, near, far).clamp_(min=0).sum(-1)
+    rows = torch.where(d.abs() < 1, near, far).sum(-1)
     return rows if infinite is None else rows.masked_fill(infinite, torch.inf)
 
 

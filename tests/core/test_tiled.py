@@ -15,10 +15,14 @@ from tests.core.problems import ALL, CASES, K, problem
 from tests.reference import statistics
 
 
-def test_fewer_queries_than_keys_stand_at_the_end():
-    slow, (q, k, v), scores, wanted = problem({"causal": True}, queries=4)
-    expected, (_, got) = statistics(slow), attend(q, k, v, scores, wanted)
-    np.testing.assert_allclose(got["distance"].numpy(), expected["distance"], atol=1e-11)
+@pytest.mark.parametrize("queries", [4, 14])
+@pytest.mark.parametrize("case", ["causal", "causal sinks"])
+def test_queries_stand_at_the_end_of_the_keys(case: str, queries: int):
+    """Of 14 queries over 11 keys, the first three see nothing, or the null key alone."""
+    slow, (q, k, v), scores, wanted = problem(CASES[case], queries=queries)
+    expected, (output, got) = statistics(slow), attend(q, k, v, scores, wanted)
+    for name, values in (got | {"output": output}).items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-11, rtol=1e-11, err_msg=name)
 
 
 def test_log_odds_survives_masses_that_float32_cannot_hold():
