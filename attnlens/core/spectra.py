@@ -129,7 +129,7 @@ class Turn:
 
 
 def subspace_turn(base: Tensor, tuned: Tensor, k: int = 16) -> Turn:
-    """Turn of the k leading singular vectors of a matrix (M, N), on its shorter side of d = min(M, N).
+    """Turn of the k leading singular vectors of a matrix (M, N), on its shorter side of d = min(M, N); left if square.
 
     k is at most d/2: beyond, two subspaces must share directions. NaN where d < 2. Angles are sine-based
     (Knyazev & Argentati 2002): arccos would show 6e-8 for equal subspaces. φ: Hu et al. 2021.
@@ -155,7 +155,7 @@ def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Values below 1e-8 of the largest are lost in its rounding; the leading ones, which are asked for, are not.
     """
     gram = torch.zeros(min(matrix.shape), min(matrix.shape), dtype=torch.float64)
-    for part in _tall_chunks(matrix):
+    for part in _tall_chunks(matrix.T):  # of a square matrix the left vectors
         gram.addmm_(part.T, part)
     squares, vectors = torch.linalg.eigh(gram)
     return squares.flip(0).clamp(min=0).sqrt(), vectors.flip(1)

@@ -7,7 +7,7 @@ import torch
 
 from attnlens.core import weights
 from attnlens.core.errors import ShapeError
-from attnlens.core.weights import WeightChange, pool, rounding_floor, weight_change
+from attnlens.core.weights import WeightChange, cosine, pool, precision_floor, rounding_floor, weight_change
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -130,3 +130,28 @@ def test_rounding_floor_by_hand_and_where_nothing_is_lost():
 def test_different_shapes_are_refused():
     with pytest.raises(ShapeError, match=r"one shape; got \(2, 3\) and \(3, 2\)"):
         weight_change(torch.ones(2, 3), torch.ones(3, 2))
+
+
+def test_the_floor_is_that_of_the_narrower_dtype_on_either_side():
+    wide = 0.04 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    narrow = wide.bfloat16()
+    assert precision_floor(wide, narrow) == weight_change(wide, narrow).relative == rounding_floor(wide, torch.bfloat16)
+    assert precision_floor(narrow, wide) == rounding_floor(wide, torch.bfloat16)
+    assert precision_floor(wide, wide + 1) == precision_floor(narrow, narrow + 1) == 0.0
+    half = wide.half()
+    assert precision_floor(half, narrow) == rounding_floor(half, torch.bfloat16), "bfloat16 has fewer digits"
+    assert precision_floor(narrow, half) == rounding_floor(half, torch.bfloat16)
+
+
+def test_cosine_by_hand_and_in_chunks(pair, monkeypatch):
+    assert cosine(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])) == pytest.approx(24 / 25, rel=1e-15)
+    base, tuned = pair
+    dots = math.fsum(a * b for a, b in zip(base.flatten().tolist(), tuned.flatten().tolist(), strict=True))
+    lengths = slow_change(base, base)[1] * slow_change(tuned, tuned)[1]
+    for chunk in (1, 10, 2**20):
+        monkeypatch.setattr(weights, "CHUNK", chunk)
+        assert cosine(base, tuned) == pytest.approx(dots / lengths, rel=1e-14)
+    assert cosine(base, base.clone()) == 1.0 and cosine(base, -base) == -1.0
+    assert cosine(base, 3 * base) == pytest.approx(1, rel=1e-15)
+    assert cosine(base, tuned) == pytest.approx(cosine(tuned, base), rel=1e-15)
+    assert math.isnan(cosine(base, torch.zeros_like(base)))
