@@ -25,7 +25,7 @@ _HOMES = {
     "Comparison": "analysis.results",
     "compare": "analysis.compare",
     "open_comparison": "analysis.results",
-    "weight_changes": "analysis.compare",
+    "weight_changes": "analysis.weights",
     "ReportOptions": "show.run",
     "report": "show.report",
     "run_report": "show.run",

@@ -15,22 +15,21 @@ import xarray as xr
 
 from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
-from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, measure
+from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.passages import choose_passages
-from attnlens.analysis.prepare import Prepared, choose_salience, prepare, row_selector, unknown_share
+from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.checkpoints.load import Checkpoint, load
+from attnlens.analysis.weights import head_changes, weight_changes
+from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.tape import Site
-from attnlens.checkpoints.tensors import pair
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
-from attnlens.core.weights import weight_change
 from attnlens.text.align import Encoded, words
+from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
 from attnlens.training.base import longest_input
 
 SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
 MOST_UNKNOWN = 0.10
-CHANGE = ("delta_norm", "base_norm", "relative", "entries", "identical")
 VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
 
 
@@ -39,9 +38,10 @@ class CompareOptions:
     """How a comparison is made.
 
     limit, max_length: texts (spread over documents) and tokens a text, fewer where a model reads fewer. rows: `cls`,
-    `last` or `content`; default by the tuned model's head. sesoi: smallest change of interest, as a share of the
-    attention on content in one layer. background: the training split, on which keyness counts. passages: texts kept
-    for the eye; 0 keeps none.
+    `last`, `content` or `completion`; default by the data and the tuned model's head. sesoi: smallest change of
+    interest, as a share of the attention on content in one layer. background: the training split, on which keyness
+    counts. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries and keys of the base
+    may take while the tuned models are held against them; larger batches are halved.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     """
 
@@ -53,6 +53,7 @@ class CompareOptions:
     sesoi: float = 0.02
     background: Corpus | None = None
     passages: int = 8
+    memory: float = 4.0
     parts: Path | None = None
     probe: bool = False
     progress: Progress | None = field(default=None, compare=False)
@@ -80,38 +81,34 @@ def compare(
     options = replace(
         options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) for m in models))
     )
+    corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
     salience = (
         tuple(dict.fromkeys(salience)) if salience is not None else () if options.probe else choose_salience(texts)
     )
-    prepared = prepare(
-        texts,
-        models,
-        salience=tuple(dict.fromkeys(salience)),
-        background=options.background,
-        max_length=options.max_length,
-        seed=options.seed,
-    )
+    selector = options.rows or row_selector(models[1], texts)
+    background = None if options.background is None else rendered(options.background, base.tokenizer)
+    prepared = prepare(texts, models, Reading(selector, salience, background, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
         raise CorpusError(
             f"{unknown:.0%} of the tokens of {corpus.name} are unknown to the tokenizer: the texts do not fit the model"
         )
-    selector = options.rows or row_selector(models[1].model)
-    measuring = MeasureOptions(selector, options.batch_size, options.parts, options.progress)
     floor = _rounded(stored, models)
-    arrays, sites = measure([*models, *floor], prepared, measuring)
+    subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
+    measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
+    arrays, sites = measure(subjects, prepared, measuring)
     data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
-    weights = pd.concat([_weights(base, model, name) for name, model in zip(names[1:], models[1:], strict=True)])
+    weights, heads = _weights(given, names)
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
     answers = _answers(data, tests, weights, options, len(texts))
-    passages = choose_passages(models, prepared, tests, measuring, options.passages, options.seed)
+    passages = choose_passages(models, prepared, tests, options.passages, options.seed)
     provenance = _provenance(models, names, texts, prepared, options) | {
         "rows": selector,
         "rounding": rounding,
-        "warnings": _warnings(corpus, texts, prepared, options),
+        "warnings": _warnings(base, texts, prepared, options),
     }
-    return Comparison(data, weights.reset_index(drop=True), tests, answers, passages, provenance)
+    return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
 
 def _check(models: Sequence[Checkpoint]) -> list[str]:
@@ -142,10 +139,12 @@ def _widened(models: Sequence[Checkpoint]) -> list[Checkpoint]:
     if len(dtypes) == 1:
         return list(models)
     common = max(*dtypes, torch.float32, key=_bits)
-    return [
-        model if model.model.dtype == common else replace(model, model=copy.deepcopy(model.model).to(dtype=common))  # pyright: ignore[reportCallIssue]
-        for model in models
-    ]
+    # Copied together: an adapter and its base stay one model.
+    copies = copy.deepcopy([model for model in models if model.model.dtype != common])
+    for model in copies:
+        model.model.to(dtype=common)  # pyright: ignore[reportCallIssue]
+    widened = iter(copies)
+    return [model if model.model.dtype == common else next(widened) for model in models]
 
 
 def _bits(dtype: torch.dtype) -> int:
@@ -158,11 +157,11 @@ def _rounded(stored: Sequence[torch.dtype], models: Sequence[Checkpoint]) -> lis
     if _bits(narrowest) == _bits(widest):
         return []
     source = models[list(stored).index(widest)]
-    rounded = copy.deepcopy(source.model)
-    for parameter in rounded.parameters():
+    rounded = copy.deepcopy(source)
+    for parameter in rounded.model.parameters():
         parameter.data = parameter.data.to(narrowest).to(parameter.dtype)
     name = f"rounding to {narrowest}".replace("torch.", "")
-    return [replace(source, name=f"{name}: before"), Checkpoint(rounded, source.tokenizer, name, {})]
+    return [replace(source, name=f"{name}: before"), replace(rounded, name=name)]
 
 
 def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Dataset, dict[str, Any] | None]:
@@ -171,6 +170,7 @@ def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Data
         return data, None
     shift = abs((data.isel(model=-1) - data.isel(model=-2)).mean("head").mean("example"))
     sizes = {name: float(shift[name].max()) for name in ("focus", "entropy", "entropy_content") if name in shift}
+    sizes["jsd"] = float(data["jsd"].isel(model=-1).mean("head").mean("example").max())
     return data.isel(model=slice(0, -2)), {"model": floor[-1].name, **sizes}
 
 
@@ -195,22 +195,13 @@ def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[S
     )
 
 
-def _weights(base: Checkpoint, tuned: Checkpoint, name: str) -> pd.DataFrame:
-    """Change of every matrix of the backbone, one row each."""
-    pairing = pair(base.model.state_dict(), tuned.model.state_dict(), (base.model.base_model_prefix,))
-    rows = []
-    for matrix in pairing.pairs:
-        change = weight_change(matrix.base, matrix.tuned)
-        kind = "head" if matrix.module == "head" else "backbone"
-        place = {"model": name, "matrix": matrix.matrix, "module": matrix.module, "layer": matrix.layer, "kind": kind}
-        rows.append(place | {fact: getattr(change, fact) for fact in CHANGE})
-    return pd.DataFrame(rows)
-
-
-def weight_changes(base: Checkpoint | str | Path, tuned: Checkpoint | str | Path) -> pd.DataFrame:
-    """Change of every matrix in float64: columns model, matrix, module, layer, kind, delta_norm, … (METRICS 5)."""
-    first, second = (each if isinstance(each, Checkpoint) else load(each) for each in (base, tuned))
-    return _weights(first, second, second.name)
+def _weights(models: Sequence[Checkpoint], names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Change of every matrix and of every head's products, of each tuned model, from the weights as stored."""
+    weights, heads = [], []
+    for model, name in zip(models[1:], names[1:], strict=True):
+        weights.append(weight_changes(models[0], model, spectra=False).assign(model=name))
+        heads.append(head_changes(models[0], model).assign(model=name))
+    return pd.concat(weights, ignore_index=True), pd.concat(heads, ignore_index=True)
 
 
 def _answers(
@@ -232,10 +223,12 @@ def _answers(
     return answers
 
 
-def _warnings(corpus: Corpus, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:
+def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:
     """What page one must say about the data."""
     found = []
-    if not corpus.has_documents:
+    if base.model.config.is_encoder_decoder:
+        found.append("Of this encoder–decoder the encoder's attention alone was measured.")
+    if not texts.has_documents:
         found.append("The data has no `document` column: texts are treated as independent of each other.")
     documents = len({example.document for example in texts})
     if documents < 10:

@@ -15,7 +15,8 @@ def infer(data: xr.Dataset, *, sesoi: float, seed: int) -> pd.DataFrame:
     """Every test of a comparison, one row each (columns: COLUMNS; layer and head count from 0, −1 means all).
 
     Families: "profile", D_l by layer with its simultaneous band and max-T p (METRICS 3.4, 6.4); "total", Σ D_l with
-    BCa; "entropy layer", change of content entropy by layer; "focus head" and "entropy head", t intervals with BH.
+    BCa; "entropy layer", change of content entropy by layer; "jsd layer", divergence of the maps by layer, without p:
+    it is never below 0, so 0 is no null; "focus head" and "entropy head", t intervals with BH.
     """
     tables = []
     documents = data["document"].values
@@ -26,6 +27,7 @@ def infer(data: xr.Dataset, *, sesoi: float, seed: int) -> pd.DataFrame:
             "": [
                 _layers("entropy layer", _over_heads(entropy), documents, sesoi=np.nan, seed=seed),
                 _heads("entropy head", entropy.values, documents, seed=seed),
+                _divergence(_over_heads(data["jsd"].sel(model=model)), documents, seed=seed),
             ]
         }
         for name in data["salience"].values if "focus" in data else ():
@@ -67,6 +69,13 @@ def _layers(family: str, values: np.ndarray, documents: np.ndarray, *, sesoi: fl
             "level": band.level,
         }
     )
+
+
+def _divergence(values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """One row a layer with its simultaneous band, cut at 0; no test."""
+    table = _layers("jsd layer", values, documents, sesoi=np.nan, seed=seed)
+    untested = dict.fromkeys(("p", "p_adjusted", "effect_size"), np.nan)
+    return table.assign(low=table["low"].clip(lower=0.0), **untested)
 
 
 def _total(profile: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:

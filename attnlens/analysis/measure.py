@@ -16,11 +16,13 @@ from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import CheckpointError
+from attnlens.core.pairs import PAIRS, Logits
 
 STATISTICS = ("entropy", "entropy_content", "mass")
-FOCUS = ("share", "log_odds")
+FOCUS = ("share", "log_odds", "received")
 # Part files of a long run: one batch each until there would be more than this.
 MOST_PARTS = 256
+GIB = 2**30
 
 Arrays = dict[str, np.ndarray]
 Progress = Callable[[int, int], None]
@@ -28,26 +30,40 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How the forward passes run. selector: which rows count; parts: folder of part files (None: memory only)."""
+    """How the forward passes run.
 
-    selector: str
+    memory: GiB that the queries and keys of one batch may take, kept from the base's pass until every tuned model
+    has been held against them; larger batches are halved. parts: folder of part files (None: memory only).
+    """
+
     batch_size: int = 16
+    memory: float = 4.0
     parts: Path | None = None
     progress: Progress | None = None
 
 
-def measure(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOptions) -> tuple[Arrays, list[Site]]:
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure. reference: the models that follow are held against this one, up to the next reference."""
+
+    checkpoint: Checkpoint
+    reference: bool
+
+
+def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> tuple[Arrays, list[Site]]:
     """Row-averaged statistics of every model on every text, and the attention sites.
 
-    Arrays (M, N, L, H), with a last axis S for share, focus and log-odds; NaN where a text has no data.
+    Arrays (M, N, L, H), with a last axis S for share, focus, log-odds and received attention; NaN where a text has no
+    data. Divergences (PAIRS) are NaN for a reference itself.
     """
-    batches = plan(prepared, options.batch_size)
+    found, weight = _first_look(subjects[0].checkpoint, prepared)
+    batches = plan(prepared, options.batch_size, options.memory * GIB / weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
+    identity = None
     if options.parts is not None:
         options.parts.mkdir(parents=True, exist_ok=True)
-    identity = None if options.parts is None else fingerprint(models, prepared, options)
-    found = sites(models[0], prepared, options.selector)
+        identity = _fingerprint(subjects, prepared, batches)
     done, parts = 0, []
     if options.progress is not None:
         options.progress(done, len(prepared.examples))  # the question made sense: work begins
@@ -55,7 +71,7 @@ def measure(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOp
         path = None if options.parts is None else options.parts / f"{number:06d}.npz"
         part = None if path is None or not path.exists() else _read(path, identity)
         if part is None:
-            part = _part(models, prepared, group, options)
+            part = _part(subjects, prepared, group)
             if path is not None:
                 _write(path, part | {"identity": np.array(identity)})
         parts.append(part)
@@ -68,46 +84,61 @@ def measure(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOp
     return arrays, found
 
 
-def fingerprint(models: Sequence[Checkpoint], prepared: Prepared, options: MeasureOptions) -> str:
+def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
     """What a part file's numbers depend on: weights, tokens, groups, rows, batches."""
-    digest = hashlib.sha256(repr((options.selector, options.batch_size, prepared.salience)).encode())
-    for encoded, columns in zip(prepared.encodings, prepared.columns, strict=True):
-        digest.update(encoded.ids.tobytes() + columns.tobytes())
-    for checkpoint in models:
-        for name, tensor in checkpoint.model.state_dict().items():
+    digest = hashlib.sha256(repr((prepared.salience, [batch.tolist() for batch in batches])).encode())
+    for encoded, columns, rows in zip(prepared.encodings, prepared.columns, prepared.rows, strict=True):
+        digest.update(encoded.ids.tobytes() + columns.tobytes() + rows.tobytes())
+    for subject in subjects:
+        digest.update(repr((subject.reference, subject.checkpoint.adapter)).encode())
+        for name, tensor in subject.checkpoint.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def sites(checkpoint: Checkpoint, prepared: Prepared, selector: str) -> list[Site]:
-    """The attention sites of a model, from one pass over the shortest text."""
+def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site], float]:
+    """The attention sites, and the bytes of queries and keys a token takes, from a pass over the shortest text."""
     shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
-    batch = assemble(prepared, np.array([shortest]), selector=selector, checkpoint=checkpoint)
-    with torch.inference_mode(), record(checkpoint.model.base_model, ("max_weight",)) as tape:
-        checkpoint.model.base_model(input_ids=batch.ids, attention_mask=batch.mask)
-    return tape.sites
+    batch = assemble(prepared, np.array([shortest]), checkpoint)
+    with torch.inference_mode(), checkpoint.active(), record(checkpoint.backbone, ("max_weight",), keep=True) as tape:
+        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
+    call = tape.only()
+    weight = sum(tensor.numel() * tensor.element_size() for site in call.logits for tensor in (site.query, site.key))
+    return call.sites, weight / batch.ids.numel()
 
 
-def _part(models: Sequence[Checkpoint], prepared: Prepared, group: list[np.ndarray], options: MeasureOptions) -> Arrays:
+def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
     """Statistics of all models on a few whole batches."""
     collected: list[Arrays] = []
     for indices in group:
-        of_models = []
-        for checkpoint in models:
-            batch = assemble(prepared, indices, selector=options.selector, checkpoint=checkpoint)
-            of_models.append(_reduce(checkpoint, batch, len(prepared.salience)))
+        of_models, kept = [], []
+        for subject in subjects:
+            batch = assemble(prepared, indices, subject.checkpoint)
+            arrays, logits = _reduce(subject, batch, len(prepared.salience), kept)
+            of_models.append(arrays)
+            kept = logits if subject.reference else kept
         collected.append({name: np.stack([arrays[name] for arrays in of_models]) for name in of_models[0]})
     part = {name: np.concatenate([arrays[name] for arrays in collected], 1) for name in collected[0]}
     return {**part, "example": np.concatenate(group)}
 
 
-def _reduce(checkpoint: Checkpoint, batch: Batch, definitions: int) -> Arrays:
-    """One forward pass of one model, reduced to row means (B, L, H[, S])."""
-    names = STATISTICS + (FOCUS if definitions else ())
-    backbone = checkpoint.model.base_model
-    with torch.inference_mode(), record(backbone, names, groups=batch.columns, rows=batch.rows) as tape:
-        backbone(input_ids=batch.ids, attention_mask=batch.mask)
+def _reduce(
+    subject: Subject, batch: Batch, definitions: int, against: Sequence[Logits]
+) -> tuple[Arrays, Sequence[Logits]]:
+    """One forward pass of one model, reduced to row means (B, L, H[, S]); the queries and keys of a reference."""
+    checkpoint = subject.checkpoint
+    names = STATISTICS + (FOCUS if definitions else ()) + (() if subject.reference else tuple(PAIRS))
+    recorder = record(
+        checkpoint.backbone,
+        names,
+        groups=batch.columns,
+        rows=batch.rows,
+        keep=subject.reference,
+        against=None if subject.reference else against,
+    )
+    with torch.inference_mode(), checkpoint.active(), recorder as tape:
+        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     values = {name: tape[name].cpu().numpy().astype(np.float64) for name in names}
     selected = (batch.rows[..., 0] > 0).any(1).cpu().numpy()
     broken = np.isnan(values["entropy"]).any((1, 2)) & selected
@@ -121,11 +152,23 @@ def _reduce(checkpoint: Checkpoint, batch: Batch, definitions: int) -> Arrays:
         "entropy_content": values["entropy_content"],
         "content_mass": values["mass"][..., 0],
     }
+    result |= {name: values.get(name, np.full_like(values["entropy"], np.nan)) for name in PAIRS}
     if definitions:
         marked, matched, control = (values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION))
         result |= {"share": marked, "share_matched": matched, "share_control": control, "focus": matched - control}
         result["log_odds"] = values["log_odds"][..., 1::PER_DEFINITION]
-    return result
+        received = _over_keys(values["received"], batch.columns.cpu().numpy().astype(np.float64))
+        for kind, name in enumerate(("received", "received_matched", "received_control")):
+            result[name] = received[..., 1 + kind :: PER_DEFINITION]
+    return result, tape.only().logits
+
+
+def _over_keys(received: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Mean of received attention (B, L, H, K) over the keys of each column (B, K, G), NaN without data: (B, L, H, G)."""
+    seen = ~np.isnan(received)
+    total = np.einsum("blhk,bkg->blhg", np.where(seen, received, 0.0), columns)
+    count = np.einsum("blhk,bkg->blhg", seen.astype(np.float64), columns)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def _write(path: Path, part: Arrays) -> None:

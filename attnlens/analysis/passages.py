@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from attnlens.analysis.measure import MeasureOptions
 from attnlens.analysis.prepare import Prepared, assemble
 from attnlens.analysis.results import Passage
 from attnlens.checkpoints.load import Checkpoint
@@ -21,7 +20,6 @@ def choose_passages(
     models: Sequence[Checkpoint],
     prepared: Prepared,
     tests: pd.DataFrame,
-    options: MeasureOptions,
     count: int,
     seed: int,
 ) -> tuple[Passage, ...]:
@@ -35,7 +33,7 @@ def choose_passages(
     ]
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(candidates)[:count].tolist())
-    return tuple(_passage(models, prepared, tests, options, index) for index in chosen)
+    return tuple(_passage(models, prepared, tests, index) for index in chosen)
 
 
 def top_heads(tests: pd.DataFrame) -> list[tuple[int, int]]:
@@ -47,11 +45,9 @@ def top_heads(tests: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in zip(largest["layer"], largest["head"], strict=True)]
 
 
-def _passage(
-    models: Sequence[Checkpoint], prepared: Prepared, tests: pd.DataFrame, options: MeasureOptions, index: int
-) -> Passage:
+def _passage(models: Sequence[Checkpoint], prepared: Prepared, tests: pd.DataFrame, index: int) -> Passage:
     example, encoded = prepared.examples[index], prepared.encodings[index]
-    maps = np.stack([_received(model, prepared, options.selector, index) for model in models])  # (M, L, H, T)
+    maps = np.stack([_received(model, prepared, index) for model in models])  # (M, L, H, T)
     heads = [(layer, -1) for layer in range(maps.shape[1])] + top_heads(tests)
     chosen = np.stack([np.nanmean(maps[:, layer], 1) if head < 0 else maps[:, layer, head] for layer, head in heads], 1)
     intervals = words(example.text)
@@ -82,16 +78,16 @@ def _passage(
     )
 
 
-def _received(checkpoint: Checkpoint, prepared: Prepared, selector: str, index: int) -> np.ndarray:
+def _received(checkpoint: Checkpoint, prepared: Prepared, index: int) -> np.ndarray:
     """(L, H, T) attention each token receives from the selected rows, as a share of what content receives.
 
     Received attention is counted against uniform rows (METRICS 3.5), so that early tokens of a decoder do not win by
     being visible more often; for a single row the two are the same.
     """
-    batch = assemble(prepared, np.array([index]), selector=selector, checkpoint=checkpoint)
-    backbone = checkpoint.model.base_model
-    with torch.inference_mode(), record(backbone, ("received",), rows=batch.rows[..., 0]) as tape:
-        backbone(input_ids=batch.ids, attention_mask=batch.mask)
+    batch = assemble(prepared, np.array([index]), checkpoint)
+    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows[..., 0])
+    with torch.inference_mode(), checkpoint.active(), recorder as tape:
+        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     content = batch.columns[0, :, 0].cpu().numpy()
     received = tape["received"][0].cpu().numpy().astype(np.float64) * content
     received = np.where(content > 0, received, 0.0)

@@ -1,5 +1,6 @@
 """Everything about the texts before a model runs: tokens, salient words, their controls, groups and rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ SELECTORS = {
     "cls": "the first token, which the classifier reads",
     "last": "the last token, which the classifier reads",
     "content": "every token that is not special",
+    "completion": "the tokens of the completion, looking at the words of the prompt",
 }
 # Of each salience definition three columns are measured: all marked words, those with a control, and the controls.
 PER_DEFINITION = 3
@@ -26,17 +28,38 @@ PER_DEFINITION = 3
 LONG_SPANS = 0.20
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read.
+
+    selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. background: the
+    training split, on which keyness counts. max_length: tokens of a text. seed: of the drawn controls.
+    """
+
+    selector: str
+    salience: tuple[str, ...] = ()
+    background: Corpus | None = None
+    max_length: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.selector not in SELECTORS:
+            raise UnknownName.among("row selector", self.selector, SELECTORS)
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """Tokenised texts with their group columns.
 
     columns: for each text (T, 1 + 3·S) float32: content, then marked, matched and control words of each definition.
+    rows: for each text (T, 1 + 3·S) bool: in which rows a column's share is data.
     marks: for each definition, for each text, (W,) bool. facts: per definition, what was marked and matched.
     """
 
     examples: tuple[Example, ...]
     encodings: tuple[Encoded, ...]
     columns: tuple[np.ndarray, ...]
+    rows: tuple[np.ndarray, ...]
     marks: dict[str, list[np.ndarray]]
     facts: dict[str, dict[str, float]]
 
@@ -59,43 +82,65 @@ def choose_salience(corpus: Corpus) -> tuple[str, ...]:
     return ("keyness",) if labels else ("textrank",)
 
 
-def prepare(
-    corpus: Corpus,
-    models: Sequence[Checkpoint],
-    *,
-    salience: tuple[str, ...],
-    background: Corpus | None,
-    max_length: int,
-    seed: int,
-) -> Prepared:
+def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> Prepared:
     """Tokenise `corpus` for all models at once, mark salient words and draw their controls.
 
     Raises IncompatibleCheckpoints where the tokenizers disagree on any text, CorpusError where no text has a salient
     word within `max_length` tokens.
     """
-    encodings = tuple(encode(models[0].tokenizer, example.text, max_length) for example in corpus)
+    encodings = tuple(encode(models[0].tokenizer, example.text, reading.max_length) for example in corpus)
     for other in models[1:]:
         if other.tokenizer is not models[0].tokenizer:
-            _check_same_ids(corpus, encodings, models[0], other, max_length)
-    decoder = is_causal(models[0].model)
-    sinks = [_sinks(encoded, decoder) for encoded in encodings]
-    counts = [pieces(encoded, len(words(example.text))) for example, encoded in zip(corpus, encodings, strict=True)]
-    columns = [[(~sink).astype(np.float32)] for sink in sinks]
+            _check_same_ids(corpus, encodings, models[0], other, reading.max_length)
+    decoder = is_causal(models[0].backbone)
+    sides = [_sides(*pair, reading.selector, decoder) for pair in zip(corpus, encodings, strict=True)]
+    seen = [_seen_words(example, reading.selector) for example in corpus]
+    counts = [pieces(encoded, len(inside)) * inside for encoded, inside in zip(encodings, seen, strict=True)]
+    columns = [[content.astype(np.float32)] for content, _ in sides]
     marks, facts = {}, {}
-    for name in salience:
-        marks[name] = mark_words(name, corpus, background)
-        controls = matched_controls(corpus, marks[name], counts, np.random.default_rng(seed))
+    for name in reading.salience:
+        found = mark_words(name, corpus, reading.background)
+        marks[name] = [mark & inside for mark, inside in zip(found, seen, strict=True)]
+        controls = matched_controls(corpus, marks[name], counts, np.random.default_rng(reading.seed))
         visible = [mark & (count > 0) for mark, count in zip(marks[name], counts, strict=True)]
         for i, encoded in enumerate(encodings):
             for weights in (visible[i], controls[i].matched, controls[i].weights):
-                columns[i].append(token_weights(encoded, weights.astype(np.float32)).astype(np.float32) * ~sinks[i])
+                columns[i].append(token_weights(encoded, weights.astype(np.float32)) * sides[i][0])
         facts[name] = _facts(marks[name], visible, controls)
         if not facts[name]["texts_with_salient_word"]:
             raise CorpusError(
-                f"{corpus.name}: no text has a salient word by {name!r} within {max_length} tokens; "
+                f"{corpus.name}: no text has a salient word by {name!r} within {reading.max_length} tokens; "
                 "try another --salience or a larger --max-length"
             )
-    return Prepared(corpus.examples, encodings, tuple(np.stack(c, -1) for c in columns), marks, facts)
+    stacked = tuple(np.stack(column, -1).astype(np.float32) for column in columns)
+    rows = tuple(row[:, None] & _eligible(column, decoder) for column, (_, row) in zip(stacked, sides, strict=True))
+    return Prepared(corpus.examples, encodings, stacked, rows, marks, facts)
+
+
+def _sides(example: Example, encoded: Encoded, selector: str, decoder: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens are looked at and which look, (T,) bool each: content, and the rows of the selector.
+
+    Content are no specials, nor position 0 of a decoder, whatever stands there (METRICS 4).
+    """
+    content = ~encoded.special
+    rows = content.copy()
+    if decoder:
+        content[:1] = False
+    if selector == "completion":
+        if example.completion is None:
+            raise CorpusError(f"row {example.id!r} has no completion: rows of the completion need one in every text")
+        late = encoded.offsets[:, 0] >= example.completion
+        content, rows = content & ~late, rows & late
+    elif selector != "content":
+        rows = np.zeros(len(rows), dtype=bool)
+        rows[{"cls": slice(0, 1), "last": slice(-1, None)}[selector]] = True
+    return content, rows
+
+
+def _seen_words(example: Example, selector: str) -> np.ndarray:
+    """(W,) bool: words that rows may look at; with completion rows those of the prompt."""
+    end = example.completion if selector == "completion" and example.completion is not None else len(example.text)
+    return np.array([stop <= end for _, stop in words(example.text)], dtype=bool)
 
 
 def _facts(marks: list[np.ndarray], visible: list[np.ndarray], controls: list[Control]) -> dict[str, float]:
@@ -110,14 +155,6 @@ def _facts(marks: list[np.ndarray], visible: list[np.ndarray], controls: list[Co
         "salient_words_cut": float(salient - seen),
         "match_rate": match_rate(controls),  # NaN where no content word is marked
     }
-
-
-def _sinks(encoded: Encoded, decoder: bool) -> np.ndarray:
-    """Tokens that are no content: specials, and position 0 of a decoder, whatever stands there (METRICS 4)."""
-    sink = encoded.special.copy()
-    if decoder and len(sink):
-        sink[0] = True
-    return sink
 
 
 def is_causal(model: Any) -> bool:
@@ -144,13 +181,18 @@ def unknown_share(prepared: Prepared, checkpoint: Checkpoint) -> float:
     return float((ids == unknown).mean()) if unknown is not None and len(ids) else 0.0
 
 
-def row_selector(model: Any) -> str:
-    """Which rows the task reads: `cls` or `last` for a classifier, else `content` (METRICS 1)."""
-    if "ForSequenceClassification" not in type(model).__name__:
+def row_selector(tuned: Checkpoint, corpus: Corpus) -> str:
+    """Which rows the task reads: `completion` where there is one, `cls` or `last` for a classifier, else `content`.
+
+    METRICS 1.
+    """
+    if any(example.completion is not None for example in corpus):
+        return "completion"
+    if "ForSequenceClassification" not in type(tuned.model).__name__:
         return "content"
-    if getattr(model.config, "classifier_pooling", "cls") == "mean":
+    if getattr(tuned.model.config, "classifier_pooling", "cls") == "mean":
         return "content"
-    return "last" if is_causal(model) else "cls"
+    return "last" if is_causal(tuned.backbone) else "cls"
 
 
 def _eligible(columns: np.ndarray, backwards: bool) -> np.ndarray:
@@ -178,31 +220,35 @@ class Batch:
     rows: Tensor
 
 
-def plan(prepared: Prepared, batch_size: int) -> list[np.ndarray]:
-    """Batches of example indices, texts of like length together; the same plan for the same corpus."""
-    lengths = [len(encoded.ids) for encoded in prepared.encodings]
+def plan(prepared: Prepared, batch_size: int, most_tokens: float = math.inf) -> list[np.ndarray]:
+    """Batches of example indices, texts of like length together; the same plan for the same corpus.
+
+    A batch of more than `most_tokens` tokens, padding included, is halved until it fits or is a single text.
+    """
+    lengths = np.array([len(encoded.ids) for encoded in prepared.encodings])
     order = np.argsort(lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    queue = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]
+    batches = []
+    while queue:
+        batch = queue.pop()
+        if len(batch) > 1 and len(batch) * lengths[batch].max() > most_tokens:
+            queue += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+        else:
+            batches.append(batch)
+    return batches
 
 
-def assemble(prepared: Prepared, indices: np.ndarray, *, selector: str, checkpoint: Checkpoint) -> Batch:
+def assemble(prepared: Prepared, indices: np.ndarray, checkpoint: Checkpoint) -> Batch:
     """One padded batch on the device of the model."""
-    if selector not in SELECTORS:
-        raise UnknownName.among("row selector", selector, SELECTORS)
     padding = checkpoint.tokenizer.pad_token_id or 0
     longest = max(len(prepared.encodings[i].ids) for i in indices)
     ids = np.full((len(indices), longest), padding)
     mask = np.zeros((len(indices), longest), dtype=np.int64)
     columns = np.zeros((len(indices), longest, prepared.columns[0].shape[1]), dtype=np.float32)
     rows = np.zeros_like(columns)
-    backwards = is_causal(checkpoint.model)
     for row, index in enumerate(indices):
-        encoded = prepared.encodings[index]
-        length = len(encoded.ids)
-        ids[row, :length], mask[row, :length] = encoded.ids, 1
-        columns[row, :length] = prepared.columns[index]
-        chosen = {"cls": slice(0, 1), "last": slice(length - 1, length), "content": slice(0, length)}[selector]
-        base = ~encoded.special[chosen] if selector == "content" else np.ones(len(encoded.ids))[chosen] > 0
-        rows[row, chosen] = base[:, None] & _eligible(prepared.columns[index], backwards)[chosen]
+        length = len(prepared.encodings[index].ids)
+        ids[row, :length], mask[row, :length] = prepared.encodings[index].ids, 1
+        columns[row, :length], rows[row, :length] = prepared.columns[index], prepared.rows[index]
     tensors = (torch.from_numpy(array).to(checkpoint.model.device) for array in (ids, mask, columns, rows))
     return Batch(indices, *tensors)

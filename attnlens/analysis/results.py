@@ -16,8 +16,10 @@ from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.core.weights import WeightChange, pool
 
 STORE = "comparison.zarr"
-TABLES = ("weights", "tests")
+TABLES = ("weights", "heads", "tests")
 RECORD = "comparison.json"
+# Columns of the tables that hold names.
+NAMES = ("model", "salience", "family", "matrix", "module", "kind", "stack", "site", "circuit")
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class Comparison:
     """Base against one or several tuned models on one corpus.
 
     data: Dataset with dims model, example, layer, head, salience; each variable only its own.
-    weights: one row per matrix. tests: one row per estimate, with interval, p and n.
+    weights: one row per matrix. heads: one row per head and circuit, QK or OV. tests: one row per estimate, with
+    interval, p and n.
     answers: for each tuned model, for each salience definition, an `Answer`.
     """
 
     data: xr.Dataset
     weights: pd.DataFrame
+    heads: pd.DataFrame
     tests: pd.DataFrame
     answers: dict[str, dict[str, Answer]]
     passages: tuple[Passage, ...]
@@ -107,7 +111,7 @@ class Comparison:
         return pd.DataFrame(rows, columns=["model", "layer", "relative", "entries"])
 
     def save(self, directory: str | Path) -> Path:
-        """Write comparison.zarr (Zarr format 2, consolidated), two CSV tables and one JSON; readable without attnlens.
+        """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and a JSON file; all readable without us.
 
         Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced; OutputExists
         where files of these names stand there without one.
@@ -144,18 +148,20 @@ def open_comparison(directory: str | Path) -> Comparison:
         raise AttnlensError(f"{folder} holds no comparison: needed {STORE} and {RECORD}, as `attnlens report` writes")
     with xr.open_zarr(folder / STORE, consolidated=True, chunks=None) as stored:
         data = stored.load()
-    texts = {"model": str, "salience": str, "family": str, "matrix": str, "module": str, "kind": str}
-    weights, tests = (
-        pd.read_csv(folder / f"{table}.csv", keep_default_na=False, na_values=[""], dtype=texts) for table in TABLES
-    )
+    weights, heads, tests = (_table(folder / f"{table}.csv") for table in TABLES)
     record = json.loads((folder / RECORD).read_text())
     answers = {
         model: {name: _answer(answer) for name, answer in answers.items()}
         for model, answers in record["answers"].items()
     }
     passages = tuple(_passage(passage) for passage in record["passages"])
-    tests = tests.assign(salience=tests["salience"].fillna(""))
-    return Comparison(data, weights, tests, answers, passages, record["provenance"])
+    return Comparison(data, weights, heads, tests, answers, passages, record["provenance"])
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A table as it was saved: an empty cell is no data among numbers, and the empty name among names."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(NAMES, str))
+    return table.fillna(dict.fromkeys((name for name in NAMES if name in table), ""))
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ import torch
 import transformers as tf
 
 from attnlens.analysis import measure
-from attnlens.analysis.compare import CompareOptions, compare, weight_changes
-from attnlens.analysis.prepare import choose_salience, plan, prepare, row_selector
+from attnlens.analysis.compare import CompareOptions, compare
+from attnlens.analysis.prepare import Reading, choose_salience, plan, prepare, row_selector
 from attnlens.analysis.results import open_comparison
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import attention_maps
@@ -38,17 +38,24 @@ def test_a_model_compared_with_itself_is_identical(base: Checkpoint, corpus: Cor
     assert same.answer.verdict == "identical"
     shift = same.data.isel(model=1) - same.data.isel(model=0)
     assert all((shift[name].fillna(0) == 0).all() for name in shift)
+    assert (same.data["jsd"].isel(model=1) == 0).all()
     tests = same.tests.dropna(subset="estimate")
-    assert (tests[["estimate", "low", "high", "effect_size"]] == 0).all(axis=None)
+    assert (tests[["estimate", "low", "high"]] == 0).all(axis=None)
+    tests = tests[tests["family"] != "jsd layer"]
+    assert (tests["effect_size"] == 0).all()
     assert (tests[["p", "p_adjusted"]] == 1).all(axis=None)
     assert (same.weights["relative"] == 0).all()
     assert {rung.status for rung in same.answer.rungs} == {"not applicable"}
 
 
 def test_swapped_models_negate_every_signed_shift(comparison, base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
-    """I-5, for shifts, intervals, p and effect sizes."""
+    """I-5, for shifts, intervals, p and effect sizes; symmetric divergences stay, the others change places."""
     swapped = compare(tuned, base, corpus=corpus, salience=("spans", "textrank"), options=OPTIONS)
-    there, back = comparison.tests, swapped.tests
+    one, other = comparison.data.isel(model=1), swapped.data.isel(model=1)
+    np.testing.assert_allclose(one["jsd"], other["jsd"], atol=1e-7)
+    np.testing.assert_allclose(one["tv"], other["tv"], atol=1e-7)
+    np.testing.assert_array_equal(one["kl_forward"], other["kl_backward"])
+    there, back = (each.tests[each.tests["family"] != "jsd layer"] for each in (comparison, swapped))
     np.testing.assert_array_equal(there["estimate"], -back["estimate"])
     np.testing.assert_array_equal(there["p"], back["p"])
     np.testing.assert_array_equal(there["p_adjusted"], back["p_adjusted"])
@@ -110,7 +117,7 @@ def test_the_profile_is_the_mean_over_documents_of_the_mean_over_heads(compariso
 
 def test_layers_below_the_change_do_not_move(comparison):
     """Only the last layer's queries were touched: layer 0 is exactly still, by tests and by weights."""
-    first = comparison.tests.query("layer == 0")
+    first = comparison.tests.query("layer == 0 and family != 'jsd layer'")
     assert (first["estimate"] == 0).all() and (first["p"] == 1).all()
     layers = comparison.layers().set_index("layer")["relative"]
     assert layers[0] == 0 and layers[1] > 0
@@ -144,7 +151,8 @@ def test_a_head_on_top_is_ignored_and_its_rows_are_read(base: Checkpoint, corpus
     ],
 )
 def test_rows_follow_the_head(model, rows: str):
-    assert row_selector(model()) == rows
+    text = Corpus((Example("a b", "1", "1"),), "x", "", True)
+    assert row_selector(Checkpoint(model(), None, "x", {}), text) == rows  # pyright: ignore[reportArgumentType]
 
 
 def test_several_tuned_models_share_one_base(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison):
@@ -183,7 +191,7 @@ def test_missing_parts_are_measured_again_and_the_rest_is_kept(
     parts[4].unlink()
     calls = []
     reduce = measure._reduce
-    monkeypatch.setattr(measure, "_reduce", lambda *args: calls.append(args[0].name) or reduce(*args))
+    monkeypatch.setattr(measure, "_reduce", lambda *args: calls.append(args[0].checkpoint.name) or reduce(*args))
     resumed = compare(base, tuned, corpus=corpus, salience=("spans", "textrank"), options=options)
     assert calls == ["base", "tuned"] * 2
     pd.testing.assert_frame_equal(resumed.tests, comparison.tests)
@@ -196,6 +204,7 @@ def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
     opened = open_comparison(tmp_path / "cmp")
     pd.testing.assert_frame_equal(opened.tests, comparison.tests)
     pd.testing.assert_frame_equal(opened.weights, comparison.weights)
+    pd.testing.assert_frame_equal(opened.heads, comparison.heads)
     assert opened.data.identical(comparison.data)
     assert opened.answers == comparison.answers
     assert opened.provenance == json.loads(json.dumps(comparison.provenance))
@@ -247,7 +256,7 @@ def test_the_probe_asks_no_focus_question(base: Checkpoint, tuned: Checkpoint):
     got = compare(base, tuned, corpus=probe, options=CompareOptions(probe=True, passages=0))
     assert got.answer.verdict == "not asked"
     assert got.answer.sentence.startswith("Measured on 30 general English sentences written for this tool")
-    assert set(got.tests["family"]) == {"entropy layer", "entropy head"}
+    assert set(got.tests["family"]) == {"entropy layer", "entropy head", "jsd layer"}
     assert "focus" not in got.data
 
 
@@ -262,8 +271,13 @@ def test_warnings_say_what_page_one_must_say(base: Checkpoint, tuned: Checkpoint
 
 
 def test_batches_hold_every_text_once(base: Checkpoint, corpus: Corpus):
-    prepared = prepare(corpus, [base], salience=(), background=None, max_length=64, seed=0)
-    assert sorted(np.concatenate(plan(prepared, 7)).tolist()) == list(range(40))
+    prepared = prepare(corpus, [base], Reading("content", max_length=64))
+    for most in (np.inf, 300, 1):
+        batches = plan(prepared, 7, most)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(40))
+        for batch in batches:
+            longest = max(len(prepared.encodings[i].ids) for i in batch)
+            assert len(batch) == 1 or len(batch) * longest <= most
 
 
 def other_shape(base: Checkpoint) -> Checkpoint:
@@ -311,15 +325,6 @@ def test_texts_that_do_not_fit(base: Checkpoint, tuned: Checkpoint, corpus: Corp
         compare(base, [], corpus=corpus)
 
 
-def test_weight_changes_of_two_checkpoints(base: Checkpoint, tuned: Checkpoint):
-    frame = weight_changes(base, tuned)
-    row = frame[frame["matrix"] == "encoder.layer.1.attention.self.query.weight"].iloc[0]
-    old = base.model.state_dict()[row["matrix"]].double()
-    new = tuned.model.state_dict()[row["matrix"]].double()
-    assert row["relative"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-12)
-    assert (row["module"], row["layer"]) == ("query", 1)
-
-
 def test_parts_of_another_model_are_not_taken(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, tmp_path: Path):
     """The same folder of part files asked about another model measures again."""
     options = CompareOptions(batch_size=7, passages=0, parts=tmp_path)
@@ -342,8 +347,8 @@ def test_rows_that_cannot_see_a_marked_word_are_no_data(shared: Path):
     text = "The small dog ran away and then the old cat sat on a big red mat all day."
     spot = text.index("red")
     corpus = Corpus((Example(text, "a", "a", "x", (Span(spot, spot + 3, "x"),)),), "one", "", True)
-    prepared = prepare(corpus, [decoder], salience=("spans",), background=None, max_length=64, seed=0)
-    batch = assemble(prepared, np.array([0]), selector="content", checkpoint=decoder)
+    prepared = prepare(corpus, [decoder], Reading("content", ("spans",)))
+    batch = assemble(prepared, np.array([0]), decoder)
     first = int(batch.columns[0, :, 1].argmax())
     assert first > 5
     assert (batch.rows[0, :first, 1] == 0).all()
@@ -377,10 +382,3 @@ def test_saving_never_replaces_what_is_not_ours(comparison, tmp_path: Path):
     with pytest.raises(AttnlensError, match=r"holds a weights.csv that is no part of a comparison"):
         comparison.save(tmp_path)
     assert (tmp_path / "weights.csv").read_text() == "mine"
-
-
-def test_weight_changes_takes_paths(base: Checkpoint, tmp_path: Path):
-    for name in ("one", "two"):
-        base.model.save_pretrained(tmp_path / name)
-        base.tokenizer.save_pretrained(tmp_path / name)
-    assert (weight_changes(tmp_path / "one", str(tmp_path / "two"))["relative"] == 0).all()

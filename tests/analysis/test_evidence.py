@@ -25,6 +25,7 @@ def planted(effects, *, spread: float = 0.01, documents: int = 40, seed: int = 0
             "share": ((*dims, "salience"), 0.2 + focus),
             "entropy": (dims, flat),
             "entropy_content": (dims, flat),
+            "jsd": (dims, flat),
         },
         coords={
             "model": ["base", "tuned"],
