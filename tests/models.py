@@ -22,7 +22,9 @@ LAYERED = {"layer_types": ["sliding_attention", "full_attention"]}
 SPECIAL = {
     "albert": lambda: tf.AlbertConfig(**SIZES, **BERT, embedding_size=16, num_hidden_groups=1),
     "opt": lambda: tf.OPTConfig(**SIZES, **BERT, ffn_dim=48, word_embed_proj_dim=32),
-    "modernbert": lambda: tf.ModernBertConfig(**SIZES, **BERT, **LAYERED, local_attention=6),
+    "modernbert": lambda: tf.ModernBertConfig(
+        **SIZES, **BERT, **LAYERED, local_attention=6, cls_token_id=1, sep_token_id=2
+    ),
     "gemma2": lambda: tf.Gemma2Config(
         **WIDE, **LAYERED, num_key_value_heads=2, sliding_window=4, attn_logit_softcapping=5.0, query_pre_attn_scalar=8
     ),
@@ -30,7 +32,14 @@ SPECIAL = {
         **WIDE, **LAYERED, num_key_value_heads=2, sliding_window=4, query_pre_attn_scalar=8
     ),
     "t5": lambda: tf.T5Config(
-        vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        **{name: size for name, size in SIZES.items() if name != "bos_token_id"},
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        initializer_factor=0.3,  # T5 does not scale its logits: wider ones would be all but one-hot
     ),
     "bart": lambda: tf.BartConfig(
         **SIZES,

@@ -157,12 +157,15 @@ def attention_maps(
     *,
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
+    stack: str | None = None,
+    kind: str | None = None,
 ) -> Tensor:
     """Dense attention weights (B, L, H, Q, K) of chosen layers and heads: the only place that keeps a T×T map.
 
-    Float32 softmax rows without dropout; 0 where a key is hidden, NaN on padding rows.
+    Float32 softmax rows without dropout; 0 where a key is hidden, NaN on padding rows. stack, kind: those of an
+    encoder–decoder, as in `Tape.select`.
     """
     recorder = record(model, statistics=(MAP,), layers=layers, heads=heads, exact=True)
     with torch.no_grad(), recorder as tape:
         model(**batch)
-    return tape[MAP]
+    return tape.select(stack=stack, kind=kind)[MAP]

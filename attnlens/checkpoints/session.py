@@ -163,6 +163,8 @@ class Session:
             wanted = Wanted(self.names, self.groups, queries)
             value = None if value is None else value.detach()
             output, results = attend(logits.query, logits.key, value, logits.scores, wanted)
+        if "distance" in results and site.kind == "cross":
+            results["distance"].fill_(torch.nan)  # positions in two texts
         if self.pairs:
             results |= pair_statistics(_base(self.against, len(call.sites)), logits, self.pairs, queries=queries)
         call.sites.append(site)
