@@ -83,6 +83,8 @@ def weights_finding(table: pd.DataFrame) -> str:
     if moved.empty:
         return "No layer's weights changed"
     top = moved.iloc[int(moved["relative"].to_numpy().argmax())]
+    if "rounding" in moved and moved["rounding"].all():
+        return f"Weights differ by rounding alone (up to {percent(top['relative'])} % of their size)"
     still = sorted(set(rows["layer"]) - set(moved["layer"]))
     end = f"; {layers_named(still)} stayed as they were" if still else ""
     return f"Weights changed most in layer {int(top['layer'])} ({percent(top['relative'])} % of their size){end}"

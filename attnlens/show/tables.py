@@ -30,6 +30,13 @@ def in_order(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("model", key=lambda names: names.map(comparison.models.index), kind="stable")
 
 
+def measured(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of weights or heads that belong to a measured stack: of an encoder–decoder, not the other stack's."""
+    if "stack" not in frame:
+        return frame
+    return frame[frame["stack"].fillna("").isin(["", *comparison.data["stack"].values])]
+
+
 def head_means(comparison: Comparison, name: str, salience: str = "") -> np.ndarray:
     """Mean of a variable over documents, (model, layer, head); documents without data left out, NaN where none has."""
     array = comparison.data[name]
@@ -84,12 +91,13 @@ def weight_layers(comparison: Comparison) -> pd.DataFrame:
 
     floor: what rounding to the narrower stored dtype makes alone; rounding: nothing else happened in the layer.
     """
-    return _pooled(comparison, comparison.weights[comparison.weights["kind"] == "backbone"], ["model", "layer"])
+    weights = measured(comparison, comparison.weights)
+    return _pooled(comparison, weights[weights["kind"] == "backbone"], ["model", "layer"])
 
 
 def weight_modules_table(comparison: Comparison) -> pd.DataFrame:
     """Weight change per model, kind of matrix and layer in percent, with floor and rounding as `weight_layers`."""
-    weights = comparison.weights
+    weights = measured(comparison, comparison.weights)
     inside = weights[(weights["kind"] == "backbone") & (weights["layer"] >= 0)]
     return _pooled(comparison, inside, ["model", "module", "layer"])
 
@@ -121,7 +129,7 @@ def _pooled(comparison: Comparison, weights: pd.DataFrame, keys: list[str]) -> p
 
 def circuits_table(comparison: Comparison) -> pd.DataFrame:
     """Change of each head's QK and OV product in percent of its size: model, circuit, layer, head, relative."""
-    heads = from_one(in_order(comparison, comparison.heads))
+    heads = from_one(in_order(comparison, measured(comparison, comparison.heads)))
     table = heads.assign(relative=100 * heads["relative"])[["model", "circuit", "layer", "head", "relative"]]
     ordered = table.sort_values("circuit", key=lambda names: names != "QK", kind="stable")
     return in_order(comparison, ordered).reset_index(drop=True)

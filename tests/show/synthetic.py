@@ -136,7 +136,7 @@ def _data(
     skew = rng.gamma(1.2, 0.8, size=of_model)
     text_noise = rng.normal(size=(1, TEXTS, 1, 1))
     common = rng.normal(scale=0.03, size=(1, *shape[1:]))
-    tuning = np.array([0.0, *(scale * factor for factor in (1.0, 0.55, -0.4, 0.2)[: len(models) - 1])])
+    tuning = np.array([0.0, *(scale * factor for factor in (1.0, 0.55, -0.4, 0.2, 0.1, 0.05)[: len(models) - 1])])
     own = tuning[:, None, None, None] * (1 + 1.1 * text_noise)
 
     def noise(size: float) -> np.ndarray:

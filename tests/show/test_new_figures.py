@@ -109,6 +109,7 @@ def test_weights_show_their_floor_and_title_leaves_rounding_out():
     only = comparison.weights.assign(delta_norm=0.00166 * comparison.weights["base_norm"], rounding=True)
     rounded = {d.name: d for d in figure_set(dataclasses.replace(comparison, weights=only))}
     assert rounded["weight_modules"].title == "No kind of matrix changed beyond rounding"
+    assert rounded["weight_change"].title.endswith("weights differ by rounding alone (up to 0.17 % of their size)")
 
 
 def test_pooled_weights_are_those_of_the_comparison(comparison: Comparison, drawings: dict[str, Drawing]):
@@ -205,3 +206,16 @@ def test_models_stand_side_by_side():
     backbone = comparison.weights.query("model == 'full' and kind == 'backbone'")
     whole = math.sqrt((backbone["delta_norm"] ** 2).sum() / (backbone["base_norm"] ** 2).sum())
     assert table.loc["full", "weight_change"] == pytest.approx(100 * whole)
+
+
+def test_of_an_encoder_decoder_only_the_measured_stack_is_drawn(comparison: Comparison):
+    def both(frame: pd.DataFrame, size: str) -> pd.DataFrame:
+        other = frame.assign(stack="decoder", **{size: 9 * frame[size]})
+        return pd.concat([frame.assign(stack="encoder"), other], ignore_index=True)
+
+    two = dataclasses.replace(
+        comparison, weights=both(comparison.weights, "delta_norm"), heads=both(comparison.heads, "relative")
+    )
+    one, other = ({d.name: d.table for d in figure_set(made)} for made in (comparison, two))
+    for name in ("weight_change", "weight_modules", "circuit_change"):
+        pd.testing.assert_frame_equal(one[name], other[name])
