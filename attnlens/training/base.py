@@ -70,7 +70,7 @@ def load_language_model(base: str | Path, reason: str) -> Base:
     """
     source, path, tokenizer, config = _parts(base)
     unfit = UnsupportedModel(
-        f"{reason}, so a causal language model is to be trained, which {path} ({config.model_type}) is not: "
+        f"{reason}, which {path} ({config.model_type}) is not: "
         "start from a decoder, or give text and labels to train a classifier."
     )
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -160,7 +160,7 @@ def _arguments(work: Work, steps: int, pause: int, options: TrainOptions, seed: 
         output_dir=str(folder / "run"),
         max_steps=steps,
         per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=2 * options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         # Whole steps: a share is rounded up, and warm-up would make the only step of a short run a null step.
         warmup_steps=steps // 10,

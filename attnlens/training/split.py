@@ -21,6 +21,11 @@ def task_of(corpus: Corpus) -> str:
     return CLASSIFICATION if corpus.labels and not answers else LANGUAGE
 
 
+def language_reason(corpus: Corpus) -> str:
+    """Why the rows train a language model, as the beginning of a message: whoever forgot the labels is to see it."""
+    return f"{corpus.name} has {'completions' if corpus.labels else 'no labels'}, so it trains a causal language model"
+
+
 def training_labels(corpus: Corpus) -> tuple[str, ...]:
     """The labels to learn, sorted; every row must have one, and there must be two."""
     bare = [example.id for example in corpus if example.label is None]
@@ -58,8 +63,9 @@ def hold_out(corpus: Corpus, seed: int, task: str = CLASSIFICATION) -> tuple[lis
         rows.setdefault(example.document, []).append(number)
     documents = sorted(rows)
     if len(documents) < 2:
+        known = corpus.name if task == CLASSIFICATION else f"{language_reason(corpus)}; it"
         raise TrainingError(
-            f"{corpus.name} is one document, so none can be held out: "
+            f"{known} is one document, so none can be held out: "
             "pass --validation FILE, or say which document each row is from."
         )
     labels = [example.label if task == CLASSIFICATION else None for example in corpus]

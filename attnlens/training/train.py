@@ -15,7 +15,7 @@ from attnlens.training.methods import freeze, method_named
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
 from attnlens.training.record import describe_base, describe_data, describe_run, write_record
-from attnlens.training.split import CLASSIFICATION, split
+from attnlens.training.split import CLASSIFICATION, language_reason, split
 
 __all__ = ["TrainOptions", "TrainingResult", "finetune"]
 
@@ -88,8 +88,7 @@ def finetune(
     data = split(corpus, validation, seed)
     with quiet(), seeded(seed), published(destination) as folder:
         labelled = data.task == CLASSIFICATION
-        reason = f"{corpus.name} has {'completions' if corpus.labels else 'no labels'}"
-        started = load_classifier(base, data.labels) if labelled else load_language_model(base, reason)
+        started = load_classifier(base, data.labels) if labelled else load_language_model(base, language_reason(corpus))
         rate = chosen.learning_rate if labelled else chosen.language_rate
         length = reading_length(started, options)
         options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)

@@ -320,7 +320,7 @@ def test_models_that_cannot_be_trained_on_text(tiny: Tiny, tiny_lm: Tiny, texts:
             UnsupportedModel, match=rf"texts\.jsonl has no labels, .*/{base.name} \({base.name}\) is not"
         ):
             finetune(base, texts, output=output, options=FEW)
-    with pytest.raises(UnsupportedModel, match=r"task\.jsonl has completions, so a causal language model is to be"):
+    with pytest.raises(UnsupportedModel, match=r"task\.jsonl has completions, so it trains a causal language model"):
         finetune(tiny("bert"), pairs, output=output, options=FEW)
     with pytest.raises(CheckpointError, match=r"lacks 1 weights of the language model .* \(first: lm_head\.weight\)"):
         finetune(tiny("llama"), texts, output=output, options=FEW)

@@ -68,9 +68,35 @@ def test_one_document_cannot_be_split():
         hold_out(corpus_of(("d", "a"), ("d", "b")), 0)
 
 
+def test_one_document_without_labels_says_what_it_would_train():
+    with pytest.raises(
+        TrainingError, match=r"rows\.jsonl has no labels, so it trains a causal language model; it is one"
+    ):
+        split(corpus_of(("d", None), ("d", None)), None, 0)
+
+
 def test_documents_of_one_label_each_cannot_be_split():
     with pytest.raises(TrainingError, match="the only one with some label, so none can be held out"):
         hold_out(corpus_of(("d", "a"), ("e", "b")), 0)
+
+
+def test_the_rows_decide_the_task(corpus: Corpus):
+    """Labels make a classifier, anything to be answered a language model, with labels or without."""
+    bare = corpus_of(("d", None), ("e", None))
+    answered = replace(corpus, examples=(*corpus.examples[1:], replace(corpus.examples[0], completion=3)))
+    spoken = replace(corpus, examples=(*corpus.examples[1:], replace(corpus.examples[0], messages=(("user", "Hi"),))))
+    tasks = [split(rows, None, 0).task for rows in (corpus, bare, answered, spoken)]
+    assert tasks == ["sequence-classification", "causal-lm", "causal-lm", "causal-lm"]
+    assert split(answered, None, 0).labels == ()
+
+
+def test_a_language_model_may_lose_a_label():
+    """One document a label cannot be held out from a classifier, but from a language model."""
+    rows = corpus_of(*[(f"d{n}", f"label {n}") for n in range(10)])
+    with pytest.raises(TrainingError, match="the only one with some label"):
+        hold_out(rows, 0)
+    train, held = hold_out(rows, 0, "causal-lm")
+    assert len(held) == 2 and sorted(train + held) == list(range(10))
 
 
 def test_labels_are_needed():
