@@ -164,7 +164,7 @@ def _reduce(
 
 
 def _over_keys(received: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Mean of received attention (B, L, H, K) over the keys of each column (B, K, G), NaN without data: (B, L, H, G)."""
+    """Mean of received attention (B, L, H, K) over the keys of columns (B, K, G): (B, L, H, G), NaN without data."""
     seen = ~np.isnan(received)
     total = np.einsum("blhk,bkg->blhg", np.where(seen, received, 0.0), columns)
     count = np.einsum("blhk,bkg->blhg", seen.astype(np.float64), columns)

@@ -111,7 +111,7 @@ class Comparison:
         return pd.DataFrame(rows, columns=["model", "layer", "relative", "entries"])
 
     def save(self, directory: str | Path) -> Path:
-        """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and a JSON file; all readable without us.
+        """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and one JSON: readable without us.
 
         Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced; OutputExists
         where files of these names stand there without one.
