@@ -1,19 +1,15 @@
 """`record`: same outputs, exact statistics, every trap of the interface, no trace left behind."""
 
 import copy
-import gc
-import threading
-import weakref
 
 import pytest
 import torch
 import transformers as tf
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attnlens.checkpoints import switch
 from attnlens.checkpoints.record import attention_maps, record
-from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
+from attnlens.core.errors import AttnlensError, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.rows import STATISTICS, AttentionMap, Groups, row_statistics
 from tests.models import BERT, CONFIGS, SIZES, batch, build
 
@@ -114,32 +110,6 @@ def test_eager_models_keep_their_weights_and_their_mask():
     assert tape["entropy"].shape == (3, 2, 4, 13)
 
 
-def test_training_mode_records_before_dropout():
-    """Statistics are of the softmax, the output of the dropped-out map: eager weights would sum to 0 … 2."""
-    model = build("bert")
-    model.train()
-    inputs = batch("right")
-    torch.manual_seed(0)
-    plain = model(**inputs).last_hidden_state
-    torch.manual_seed(0)
-    with record(model, ("mass", "entropy"), groups=partition(inputs)) as tape:
-        recorded = model(**inputs).last_hidden_state
-        recorded.sum().backward()
-    assert torch.equal(recorded, plain)
-    assert (tape["mass"].sum(-1).nan_to_num(1.0) - 1).abs().max() < 1e-5
-    assert not tape["entropy"].requires_grad
-
-
-def test_gradients_are_those_of_the_plain_model():
-    model, inputs = build("llama"), batch("right")
-    model(**inputs).last_hidden_state.square().sum().backward()
-    plain = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    with record(model):
-        model(**inputs).last_hidden_state.square().sum().backward()
-    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(model.parameters(), plain, strict=True))
-
-
 def test_autocast_does_not_round_the_statistics():
     model, inputs = build("bert"), batch("right")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), record(model) as tape:
@@ -223,112 +193,6 @@ def test_sites_say_where_they_stand(name: str, stack: str):
     assert tape.select(stack=stack)["entropy"].shape == tape["entropy"].shape
     with pytest.raises(AttnlensError, match="no attention with stack"):
         tape.select(kind="cross")
-
-
-def test_several_forwards_are_read_call_by_call():
-    model, inputs = build("bert"), batch("right")
-    with torch.no_grad(), record(model) as tape:
-        model(**inputs)
-        model(**{name: tensor[:1] for name, tensor in inputs.items()})
-    assert [call["entropy"].shape[0] for call in tape.calls] == [3, 1]
-    with pytest.raises(AttnlensError, match="2 forward passes were recorded"):
-        _ = tape["entropy"]
-
-
-def state(model: nn.Module) -> tuple:
-    """Everything `record` touches."""
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    slots = [name for m in model.modules() for name in m.__dict__ if "attnlens" in name]
-    return model.config._attn_implementation, hooks, slots, sorted(ALL_ATTENTION_FUNCTIONS), dict(switch._switched)
-
-
-def test_nothing_stays_behind_also_after_an_exception():
-    model, inputs = build("bert"), batch("right")
-    with torch.no_grad():
-        model(**inputs, output_hidden_states=True)  # transformers installs its own capture hooks lazily, once
-    before = state(model)
-    with torch.no_grad():
-        with record(model) as tape:
-            model(**inputs)
-        assert state(model) == before
-        with pytest.raises(RuntimeError, match="planned"), record(model):
-            model(**inputs)
-            raise RuntimeError("planned")
-        assert state(model) == before
-        with pytest.raises(EmptyTape), record(model):
-            pass
-        with pytest.raises(IndexError), record(model):
-            model(input_ids=torch.full((1, 3), 1000))
-        assert state(model) == before
-    kept = weakref.ref(model)
-    del model
-    gc.collect()
-    assert kept() is None, "the tape must not keep the model alive"
-    assert tape["entropy"].shape == (3, 2, 4, 13)
-
-
-def test_models_of_one_config_switch_together_and_records_nest():
-    config = CONFIGS["bert"]()
-    first, second, inputs = build("bert", config=config), build("bert", config=config, seed=1), batch("right")
-    with torch.no_grad():
-        plain = second(**inputs).last_hidden_state
-        with record(first) as outer, record(first, ("max_weight",)) as inner:
-            assert torch.equal(second(**inputs).last_hidden_state, plain), "a model without tape runs as it did"
-            with record(second):
-                second(**inputs)
-            first(**inputs)
-            assert config._attn_implementation == switch.NAME
-    assert config._attn_implementation == "sdpa"
-    assert outer["entropy"].shape == inner["max_weight"].shape
-
-
-def test_two_threads_on_two_models_equal_two_serial_runs():
-    models, inputs = [build("bert", seed=seed) for seed in (0, 1)], batch("right")
-
-    def run(model) -> torch.Tensor:
-        with torch.no_grad(), record(model) as tape:
-            model(**inputs)
-        return tape["entropy"]
-
-    serial, parallel = [run(model) for model in models], [None, None]
-    threads = [
-        threading.Thread(target=lambda i=i: parallel.__setitem__(i, [run(models[i]) for _ in range(5)][-1]))
-        for i in (0, 1)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for got, want in zip(parallel, serial, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
-
-
-def test_a_second_thread_on_the_same_model_is_refused():
-    model, inputs, errors = build("bert"), batch("right"), []
-
-    def call() -> None:
-        for action in (lambda: model(**inputs), lambda: record(model).__enter__()):
-            try:
-                action()
-            except AttnlensError as error:
-                errors.append(str(error))
-
-    with torch.no_grad(), record(model):
-        thread = threading.Thread(target=call)
-        thread.start()
-        thread.join()
-        model(**inputs)
-    assert len(errors) == 2
-    assert "another thread" in errors[0]
-
-
-def test_checkpointed_blocks_are_recorded_once():
-    model, inputs = build("bert"), batch("right")
-    model.train()
-    model.activation_checkpointing_enable()
-    with record(model) as tape:
-        model(**inputs).last_hidden_state.sum().backward()
-    assert len(tape.sites) == 2
 
 
 def test_attention_maps_are_the_eager_weights():
@@ -491,26 +355,6 @@ def test_peft_models_are_recorded_with_and_without_the_adapter():
     assert BERT["num_hidden_layers"] == len(tuned.sites)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("padded", [True, False])
-def test_blocks_recomputed_after_the_block_give_the_plain_gradients(implementation: str, padded: bool):
-    """Activation checkpointing runs attention again in the backward pass, with the mask made while recording."""
-    model, inputs = build("llama"), batch("left")
-    if not padded:
-        inputs = {"input_ids": inputs["input_ids"]}
-    model.set_attn_implementation(implementation)
-    model.train()
-    model.activation_checkpointing_enable()
-    model(**inputs).last_hidden_state.square().mean().backward()
-    plain = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    with record(model) as tape:
-        loss = model(**inputs).last_hidden_state.square().mean()
-    loss.backward()
-    assert len(tape.sites) == 2
-    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), plain, strict=True))
-
-
 class Wrapper(nn.Module):
     """A root that hides the mask from its own signature."""
 
@@ -536,32 +380,6 @@ def test_padding_is_seen_through_wrappers_and_positional_calls():
             adapted(inputs["input_ids"], inputs["attention_mask"])
     assert torch.equal(wrapped["entropy"][:, 0, 0].isnan(), padding)
     assert torch.equal(positional["entropy"][:, 0, 0].isnan(), padding)
-
-
-def test_dropout_under_no_grad_keeps_the_models_own_output():
-    model, inputs = build("bert"), batch("right")
-    model.train()
-    with torch.no_grad():
-        torch.manual_seed(0)
-        plain = model(**inputs).last_hidden_state
-        torch.manual_seed(0)
-        with record(model):
-            assert torch.equal(model(**inputs).last_hidden_state, plain)
-
-
-def test_cached_decoding_knows_which_queries_are_padding():
-    """Two chunks with a cache and left padding give the rows of one pass."""
-    model, inputs = build("llama"), batch("left")
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    with torch.no_grad():
-        with record(model, ("entropy", "distance")) as whole:
-            model(**inputs)
-        with record(model, ("entropy", "distance")) as chunks:
-            first = model(input_ids=ids[:, :4], attention_mask=mask[:, :4], use_cache=True)
-            model(input_ids=ids[:, 4:], attention_mask=mask, past_key_values=first.past_key_values)
-    for name in ("entropy", "distance"):
-        joined = torch.cat([call[name] for call in chunks.calls], -1)
-        torch.testing.assert_close(joined, whole[name], atol=2e-4, rtol=2e-4, equal_nan=True)
 
 
 def test_rows_may_differ_by_group():
