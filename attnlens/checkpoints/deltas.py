@@ -125,7 +125,7 @@ class Adapted:
         if "lora_A" not in stored or "lora_B" not in stored:
             return False
         change = self._adapter.shape(stored["lora_B"])[0], self._adapter.shape(stored["lora_A"])[-1]
-        return self._base.shape(name) != change if change[0] != change[1] else self._flag("fan_in_fan_out")
+        return self._base.shape(name) == change[::-1] and (change[0] != change[1] or self._flag("fan_in_fan_out"))
 
     def _scale(self, path: str, rank: int) -> float:
         """α/r, rank-stabilised α/√r; single modules may have an α of their own."""

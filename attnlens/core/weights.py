@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,13 +89,16 @@ def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
 
 
 def precision_floor(base: Tensor, tuned: Tensor) -> float:
-    """The share of a change that rounding alone explains: the wider of the two cast to the narrower's dtype and back.
+    """The relative change that rounding alone makes: the wider of the two cast to the narrower's dtype and back.
 
-    0 where the stored dtypes are equal. A relative change that is not above this floor is no tuning.
+    Relative to the norm of the base, as the change is. 0 where the stored dtypes are equal. A relative change that is not above this floor is no tuning.
     """
+    if base.dtype == tuned.dtype:
+        return 0.0
     coarser = max(base.dtype, tuned.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     wider = base if tuned.dtype == coarser else tuned
-    return 0.0 if base.dtype == tuned.dtype else rounding_floor(wider, coarser)
+    rounded = weight_change(wider, wider.to(coarser))
+    return replace(rounded, base_norm=weight_change(base, base).base_norm).relative
 
 
 def cosine(base: Tensor, tuned: Tensor) -> float:

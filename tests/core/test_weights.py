@@ -136,11 +136,12 @@ def test_the_floor_is_that_of_the_narrower_dtype_on_either_side():
     wide = 0.04 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     narrow = wide.bfloat16()
     assert precision_floor(wide, narrow) == weight_change(wide, narrow).relative == rounding_floor(wide, torch.bfloat16)
-    assert precision_floor(narrow, wide) == rounding_floor(wide, torch.bfloat16)
+    assert precision_floor(narrow, wide) == weight_change(narrow, wide).relative, "relative to the base's norm"
+    assert precision_floor(narrow, wide) != precision_floor(wide, narrow)
     assert precision_floor(wide, wide + 1) == precision_floor(narrow, narrow + 1) == 0.0
     half = wide.half()
     assert precision_floor(half, narrow) == rounding_floor(half, torch.bfloat16), "bfloat16 has fewer digits"
-    assert precision_floor(narrow, half) == rounding_floor(half, torch.bfloat16)
+    assert precision_floor(10 * narrow, half) == pytest.approx(rounding_floor(half, torch.bfloat16) / 10, rel=1e-2)
 
 
 def test_cosine_by_hand_and_in_chunks(pair, monkeypatch):
