@@ -127,7 +127,7 @@ def _log_odds(part: _Part) -> Tensor:
             count = part.tile.visible.to(side.dtype) @ side[:, None]
         weak = (mass < WEAK) & (count > 0) & part.indicators[:, None, None]
         logs = mass.log()
-        if torch.compiler.is_compiling() or bool(weak.any()):
+        if bool(weak.any()):
             logs = torch.where(weak, _log_sums(part, side), logs)
         sides.append(torch.where(count > 0, logs - count.log(), torch.nan))
     return torch.where(part.indicators[:, None, None], sides[0] - sides[1], torch.nan)

@@ -159,10 +159,8 @@ class Tiles:
         start = box.texts.start * self.key_heads + box.heads.start // self.repeats
         return slice(start, start + (box.texts.stop - box.texts.start) * heads)
 
-    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        """Memory that all tiles share: touching fresh pages for each would cost as much as the arithmetic."""
-        if torch.compiler.is_compiling():
-            return None  # the compiler plans memory itself
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Memory that all tiles share: fresh pages for each would cost more than some of the passes over them."""
         size = math.prod(shape)
         if name not in self.memory or self.memory[name].numel() < size:
             self.memory[name] = self.keys.new_empty(max(size, TILE))
