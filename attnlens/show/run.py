@@ -101,6 +101,8 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         device=options.device,
         dtype=options.dtype,
     )
+    if len(checkpoints) == 1 and options.announce is not None:
+        options.announce(f"{models[1].name} was tuned from {models[0].provenance['path']}")
     directory = Path(options.output or _folder([model.name for model in models]))
     key = _key(models, texts, options)
     if is_complete(directory, key, force=options.force):
@@ -168,8 +170,6 @@ def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> lis
                 f"the base of the adapter {found.given} is neither here nor a hub id: give both, attnlens report BASE "
                 f"{found.given}"
             )
-        if options.announce is not None:
-            options.announce(f"{found.given} is an adapter of {found.base.given}")
         return [found.base.path or found.base.given, checkpoints[0]]
     return [_recorded_base(checkpoints[0]), checkpoints[0]]
 

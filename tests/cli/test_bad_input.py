@@ -50,8 +50,8 @@ def place(tmp_path: Path, tuning: Tuning) -> Path:
 REPORT = [
     ("report nowhere TUNED", "nowhere is no folder here, and no such model could be had from the hub"),
     ("report ./nowhere TUNED", "./nowhere does not exist"),
-    ("report BASE empty", "empty holds no config.json"),
-    ("report BASE text.ckpt", "text.ckpt is a file: needed a Hugging Face checkpoint directory"),
+    ("report BASE empty", "empty holds no config.json and no adapter_config.json"),
+    ("report BASE text.ckpt", "text.ckpt has no config.json beside it"),
     ("report BASE", "BASE has no training record that names its base: give both"),
     ("report BASE broken", "broken/attnlens.json is not a training record of attnlens"),
     ("report BASE orphan", "the data /nowhere/data.jsonl named in the training record is not there: add --data FILE"),
