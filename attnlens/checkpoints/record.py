@@ -121,6 +121,7 @@ class record:  # a verb in lower case, like torch.no_grad
     against: what another model's `keep` left of this batch, with the same layers and heads. `statistics` may then name
         those of two maps (attnlens.core.pairs.PAIRS), with the other model as base and this one as tuned.
 
+    Virtual tokens of prompt and prefix tuning stand in front of the tape's axes; groups and rows are of the text alone.
     In an encoder–decoder groups mark the tokens of the text that is read and rows those of the text that reads; where
     the measured sites do not share it, ShapeError asks for a choice of `layers`.
 

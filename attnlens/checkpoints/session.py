@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from attnlens.checkpoints.switch import configs_of, lock, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
+from attnlens.checkpoints.virtual import prepended
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
 from attnlens.core.rows import STATISTICS, Groups, dense_map
@@ -42,9 +43,9 @@ class Session:
 
     def __init__(self, order: Order):
         self.names, self.pairs = _names(order)
-        self.groups = None if order.groups is None else Groups.of(order.groups)
-        self.padding = None if order.groups is None or order.groups.ndim == 3 else order.groups < 0
-        self.rows = order.rows
+        groups, self.rows = prepended(order.model, order.groups, order.rows)
+        self.groups = None if groups is None else Groups.of(groups)
+        self.padding = None if groups is None or groups.ndim == 3 else groups < 0
         self.layers = None if order.layers is None else set(order.layers)
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
