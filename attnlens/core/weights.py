@@ -91,7 +91,8 @@ def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
 def precision_floor(base: Tensor, tuned: Tensor) -> float:
     """The relative change that rounding alone makes: the wider of the two cast to the narrower's dtype and back.
 
-    Relative to the norm of the base, as the change is. 0 where the stored dtypes are equal. A relative change that is not above this floor is no tuning.
+    Relative to the norm of the base, as the change is; 0 where the stored dtypes are equal. A relative change that is
+    not above this floor is no tuning.
     """
     if base.dtype == tuned.dtype:
         return 0.0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from attnlens.analysis.difference import difference
 from attnlens.analysis.weights import by_layer, by_module, head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.shelf import Shelf
 from attnlens.core.errors import CheckpointError, IncompatibleCheckpoints, UnsupportedModel
 from tests.models import CONFIGS, build
 
@@ -344,6 +346,34 @@ def test_checkpoints_in_memory_and_their_files_agree(folders: tuple[Path, Path])
     assert isinstance(wrapped, PeftModel)
     with pytest.raises(UnsupportedModel, match="m0 has an adapter inside it: save the adapter"):
         weight_changes(*loaded)
+
+
+def test_the_real_encoder_in_bfloat16_differs_by_rounding_alone(minilm: Path, tmp_path: Path):
+    state = load_file(minilm / "model.safetensors")
+    halved = {f"bert.{n}": t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
+    save_file(halved, tmp_path / "copy.safetensors")
+    found = difference(minilm, tmp_path / "copy.safetensors", spectra=False)
+    matrices = found.changes[found.changes["entries"] > 10_000]
+    assert len(found.changes) == 103 and len(matrices) == 39
+    assert matrices["relative"].to_numpy() == pytest.approx(1.66e-3, rel=0.03) and found.is_rounding
+    assert found.layers["relative"].to_numpy() == pytest.approx(1.66e-3, rel=0.01) and found.layers["rounding"].all()
+    assert len(found.heads) == 6 * 12 * 2
+
+
+def test_two_tensors_are_held_at_a_time(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    read, held = Shelf.read, []
+    most = 0
+
+    def watched(shelf: Shelf, name: str) -> Tensor:
+        nonlocal most
+        tensor = read(shelf, name)
+        held.append(weakref.ref(tensor))
+        most = max(most, sum(one() is not None for one in held))
+        return tensor
+
+    monkeypatch.setattr(Shelf, "read", watched)
+    weight_changes(*folders)
+    assert len(held) == 2 * 39 and most == 2
 
 
 def test_progress_counts_the_tensors(folders: tuple[Path, Path]):
