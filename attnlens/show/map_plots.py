@@ -64,18 +64,19 @@ def _lattice(size: int) -> dict:
 
 
 def _map_axes(ax: Axes, n_layers: int, n_heads: int) -> Axes:
-    fitting = int(np.clip(_inches(ax) / 0.2, 4, 12))
-    for axis, most in ((ax.xaxis, fitting), (ax.yaxis, 12)):
-        axis.set_major_locator(MaxNLocator(nbins=most, integer=True, steps=[1, 2, 4, 5, 10]))
+    width, height = _inches(ax)
+    for axis, room in ((ax.xaxis, width / 0.19), (ax.yaxis, height / 0.14)):
+        axis.set_major_locator(MaxNLocator(nbins=int(np.clip(room, 3, 12)), integer=True, steps=[1, 2, 4, 5, 10]))
     ax.set_xlim(0.5, n_heads + 0.5)
     ax.set_ylim(0.5, n_layers + 0.5)
     return _bare(ax)
 
 
-def _inches(ax: Axes) -> float:
-    """About how wide the panel will be: what the layout leaves of its share of the figure."""
+def _inches(ax: Axes) -> tuple[float, float]:
+    """About how wide and high the panel will be: what the layout leaves of its share of the figure."""
     grid, figure = ax.get_gridspec(), ax.get_figure(root=True)
-    return 0.7 * (0.0 if figure is None else figure.get_figwidth()) / (1 if grid is None else grid.ncols)
+    assert grid is not None and figure is not None, "an Axes of a figure"
+    return 0.7 * figure.get_figwidth() / grid.ncols, 0.55 * figure.get_figheight() / grid.nrows
 
 
 def _bare(ax: Axes) -> Axes:
@@ -117,7 +118,7 @@ def _cells(ax: Axes, values: np.ndarray, rounded: np.ndarray, left: float, limit
     edges = (left + np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
     mesh = {"cmap": RISING, "vmin": 0, "vmax": limit, **_lattice(max(values.shape))}
     ax.pcolormesh(*edges, np.ma.masked_invalid(values), **mesh)
-    room = _inches(ax) / (left + values.shape[1])
+    room = _inches(ax)[0] / (left + values.shape[1])
     for (row, column), value in np.ndenumerate(values):
         text = "r" if rounded[row, column] else percent(value) if np.isfinite(value) else ""
         if text == "r" or room > 0.21:

@@ -38,6 +38,10 @@ def weight_change(comparison: Comparison) -> Drawing:
 def weight_modules(comparison: Comparison) -> Drawing:
     """Relative weight change per layer and kind of matrix, a panel for each tuned model."""
     table = weight_modules_table(comparison)
+    most = table.groupby("module")["relative"].max().sort_values(ascending=False, kind="stable")
+    # Every panel has the kinds in the same order, the most changed on top.
+    table = table.sort_values("module", key=lambda names: names.map(list(most.index).index), kind="stable")
+    table = table.reset_index(drop=True)
     names = labels(comparison.models, limit=TITLE)
     shown = table.assign(module=table["module"].map(labels(table["module"].unique(), limit=22)))
     models = list(table["model"].unique())
@@ -71,7 +75,7 @@ def circuit_change(comparison: Comparison) -> Drawing:
     """Layer × head maps of the change of the products W_Qᵀ·W_K and W_O·W_V, two panels for each tuned model."""
     table = circuits_table(comparison)
     limit = float(np.nanmax(table["relative"].to_numpy(float), initial=0.0)) or 1.0
-    names = labels(comparison.models, limit=TITLE)
+    names = labels(comparison.models, limit=18)  # two maps side by side even in a narrow column
     pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
     several = len(comparison.models) > 2
 
