@@ -26,7 +26,7 @@ from attnlens.checkpoints.proof import prove
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
 from attnlens.checkpoints.source import TOKENIZER_FILES, Source, check_hub, locate, names_of, settle
-from attnlens.core.errors import CheckpointError, UnknownName, UnsupportedModel
+from attnlens.core.errors import CheckpointError, UnknownName
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -196,8 +196,6 @@ def _described(source: Source) -> tuple[Any, Any]:
 
 def _model(source: Source, architecture: Any, config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model in this architecture, all backbone weights present and of the shapes that its configuration gives."""
-    if config.is_encoder_decoder:
-        raise UnsupportedModel(f"{source.given} is an encoder–decoder model; attnlens cannot compare those yet")
     Shelf(source.files)  # a file whose header lies is refused before anything reads it
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     where: Any = source.given if source.kind == "hub" else source.path

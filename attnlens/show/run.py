@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -40,6 +41,7 @@ class ReportOptions:
     max_length: int = 512
     batch_size: int = 16
     rows: str | None = None
+    memory: float = CompareOptions.memory
     seed: int = 0
     text: bool = True
     columns: Mapping[str, str] | None = None
@@ -58,6 +60,8 @@ class ReportOptions:
             value = getattr(self, name)
             if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
                 raise AttnlensError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if not 0 < self.memory < math.inf:
+            raise AttnlensError(f"memory must be a number of GiB above 0; got {self.memory!r}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
                 max_length=options.max_length,
                 batch_size=options.batch_size,
                 rows=options.rows,
+                memory=options.memory,
                 seed=options.seed,
                 background=texts.background,
                 passages=8 if options.text else 0,
@@ -242,7 +247,7 @@ def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> 
         "background": None if background is None else [background.checksum, len(background)],
         "options": {
             name: getattr(options, name)
-            for name in ("salience", "limit", "max_length", "batch_size", "rows", "seed", "text", "device")
+            for name in ("salience", "limit", "max_length", "batch_size", "rows", "memory", "seed", "text", "device")
         },
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 
 from attnlens.checkpoints import proof
 from attnlens.checkpoints.load import load
@@ -105,7 +108,10 @@ def broken(folder: Path, what: str) -> Path:
         ("unknown type", "config.json cannot be used"),
         ("no weights", "the weights of .* cannot be loaded"),
         ("weights not safetensors", "is no whole safetensors file"),
-        ("weights of another shape", "the weights of .* cannot be loaded"),
+        (
+            "weights of another shape",
+            r"dense.bias is \(16,\) there and \(24,\) by its config.json, which belongs to another",
+        ),
         ("weights missing", "lacks 16 backbone weights, the first is encoder.layer.2"),
         ("adapter", "is an adapter without adapter_model.safetensors"),
         ("broken tokenizer", "the tokenizer of .* cannot be loaded"),
@@ -131,11 +137,39 @@ def test_missing_sources_are_one_line(source: str, message: str):
         load(source)
 
 
-def test_encoder_decoders_are_refused_for_now(tmp_path: Path):
+@pytest.mark.parametrize("architecture", [tf.T5Model, tf.T5ForConditionalGeneration])
+def test_of_an_encoder_decoder_the_encoder_is_compared(tmp_path: Path, minilm: Path, architecture: Any):
     config = tf.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=50)
-    tf.T5Model(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match="encoder–decoder"):
-        load(tmp_path)
+    architecture(config).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path, tokenizer=tf.AutoTokenizer.from_pretrained(minilm))
+    assert checkpoint.backbone is checkpoint.model.get_encoder()
+    assert "3 layers × 2 heads (encoder self, decoder self, decoder cross)" in checkpoint.provenance["proof"]
+
+
+def test_what_finetune_wrote_brings_its_record(saved: Path):
+    record = {"base": {"name": "b"}, "data": {}, "metrics": {"accuracy": 0.5}, "history": [{"step": 1, "loss": 2.0}]}
+    (saved / "attnlens.json").write_text(json.dumps(record))
+    assert load(saved).provenance["training"] == record
+    (saved / "attnlens.json").write_text(json.dumps({"base": {}}))
+    with pytest.raises(CheckpointError, match="is not a training record of attnlens"):
+        load(saved)
+
+
+def test_weights_that_are_no_numbers_name_the_first(saved: Path):
+    state = load_file(saved / "model.safetensors")
+    state["encoder.layer.1.output.dense.bias"][3] = float("nan")
+    save_file(state, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinite numbers, the first in encoder.layer.1.output"):
+        load(saved)
+
+
+def test_a_head_of_another_size_is_no_fault(saved: Path):
+    """Heads are not compared; the backbone is what must fit."""
+    tf.BertForSequenceClassification.from_pretrained(saved, num_labels=4).save_pretrained(saved)
+    config = json.loads((saved / "config.json").read_text())
+    labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    (saved / "config.json").write_text(json.dumps(config | labels))
+    assert load(saved).provenance["architecture"] == "BertForSequenceClassification"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -156,7 +190,7 @@ def test_the_proof_stops_a_model_whose_recording_is_wrong(monkeypatch: pytest.Mo
 
     def doubled(*args):
         scores = true(*args)
-        return type(scores)(**(vars(scores) | {"scale": 2 * scores.scale}))
+        return replace(scores, scale=2 * scores.scale)
 
     monkeypatch.setattr(record, "_scores", doubled)
     with pytest.raises(UnsupportedModel, match="failed its self-proof: output under record differs"):

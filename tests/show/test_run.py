@@ -133,6 +133,12 @@ def test_options_that_no_run_can_have(options: dict):
         ReportOptions(**options)
 
 
+@pytest.mark.parametrize("memory", [0, -1.0, float("nan"), float("inf")])
+def test_memory_is_a_positive_number(memory: float):
+    with pytest.raises(AttnlensError, match="memory must be a number of GiB above 0; got"):
+        ReportOptions(memory=memory)
+
+
 def test_a_question_needs_two_models():
     with pytest.raises(CheckpointError, match="needed a base and a tuned checkpoint, got none"):
         run_report([])
