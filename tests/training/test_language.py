@@ -126,6 +126,9 @@ def test_a_token_across_the_border_belongs_to_the_completion(tiny_lm: Tiny):
     assert tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-1] == (border - 1, len(text))
     ((row,), _) = language_rows(tokenizer, Example(text, "1", "1", completion=border), 40)
     assert row["labels"] == [-100] * (len(ids) - 1) + [ids[-1], tokenizer.eos_token_id]
+    # The first token has nothing before it, so it is never predicted.
+    ((row,), _) = language_rows(tokenizer, Example(text, "1", "1", completion=1), 40)
+    assert row["labels"] == [-100, *ids[1:], tokenizer.eos_token_id]
 
 
 def test_of_a_conversation_the_assistant_is_predicted(tiny_lm: Tiny):
