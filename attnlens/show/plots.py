@@ -97,7 +97,9 @@ def _bands(table: pd.DataFrame, ax: Axes) -> None:
         ax.plot(x, rows["estimate"], marker=marker, markersize=4.5, markevery=[], color=hue, linewidth=1.3, label=name)
         faces = [hue if flag else "white" for flag in rows["filled"]]
         size = 22 if layers <= 16 else 9
-        ax.scatter(x, rows["estimate"], s=size, c=faces, edgecolors=hue, marker=marker, linewidths=1.2, zorder=5)
+        ax.scatter(
+            x, rows["estimate"], s=size, c=faces, edgecolors=hue, marker=marker, linewidths=1.2, zorder=5, clip_on=False
+        )
     _layer_axis(ax, layers)
     clean(ax)
 
