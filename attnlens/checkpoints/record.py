@@ -126,6 +126,7 @@ class record:  # a verb in lower case, like torch.no_grad
     the measured sites do not share it, ShapeError asks for a choice of `layers`.
 
     Gives a `Tape`. Raises EmptyTape when the block ends without a complete forward pass. Nothing stays behind.
+    Code under torch.compile runs uncompiled inside the block.
     """
 
     model: nn.Module

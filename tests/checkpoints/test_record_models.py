@@ -7,11 +7,12 @@ import copy
 
 import pytest
 import torch
+import transformers as tf
 from torch import Tensor
 
 from attnlens.checkpoints.record import attention_maps, record
 from attnlens.core.errors import AttnlensError, ShapeError
-from tests.models import batch, build
+from tests.models import BERT, SIZES, batch, build
 
 NAMES = (
     "entropy",
@@ -236,3 +237,20 @@ def test_padding_of_both_texts_is_seen_through_peft(name: str):
     ):
         rows = tape.select(stack=stack, kind=kind)["entropy"][:, 0, 0]
         assert torch.equal(rows.isnan(), inputs[mask] == 0)
+
+
+def test_a_decoder_alone_reads_what_it_is_given():
+    """Its own padding stands in attention_mask, that of the text it reads in encoder_attention_mask."""
+    write, read = batch("left", tokens=9), batch("right")
+    hidden = torch.randn(3, 13, 32, generator=torch.Generator().manual_seed(3))
+    inputs = write | {"encoder_hidden_states": hidden, "encoder_attention_mask": read["attention_mask"]}
+    lone = build("bert", config=tf.BertConfig(**SIZES, **BERT, is_decoder=True, add_cross_attention=True))
+    for model in (lone, build("t5").get_decoder()):
+        with torch.no_grad(), record(model, ("max_weight",)) as tape:
+            model(**inputs)
+        own, real = eager(model, inputs), write["attention_mask"].bool()
+        assert {(site.stack, site.kind) for site in tape.sites} == {("decoder", "self"), ("decoder", "cross")}
+        for kind, weights in (("self", own.attentions), ("cross", own.cross_attentions)):
+            got = tape.select(stack="decoder", kind=kind)["max_weight"]
+            want = torch.stack(weights, 1).amax(-1).masked_fill(~real[:, None, None], torch.nan)
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5, equal_nan=True)
