@@ -129,12 +129,15 @@ class Adapted:
 
     def _scale(self, path: str, rank: int) -> float:
         """α/r, rank-stabilised α/√r; single modules may have an α of their own."""
-        alpha = float(self._settings.get("lora_alpha", 8))
-        for pattern, own in (self._settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                alpha = float(own)
-                break
-        return alpha / math.sqrt(rank) if self._flag("use_rslora") else alpha / rank
+        try:
+            alpha = float(self._settings.get("lora_alpha", 8))
+            for pattern, own in (self._settings.get("alpha_pattern") or {}).items():
+                if re.match(rf"(.*\.)?({pattern})$", path):
+                    alpha = float(own)
+                    break
+            return alpha / math.sqrt(rank) if self._flag("use_rslora") else alpha / rank
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+            raise CheckpointError(f"the adapter's settings give no scale for {path}: {error}") from error
 
     def _flag(self, name: str) -> bool:
         return bool(self._settings.get(name))
@@ -181,13 +184,24 @@ def _places(base: Tensors, parts: Mapping[str, Any], whole: Mapping[str, str]) -
 
 def _scaled(weight: Tensor, factor: Tensor, transposed: bool) -> Tensor:
     """IA3: outputs (out, 1) or inputs (1, in) of a module multiplied by learned numbers; a bias by those of outputs."""
-    if weight.ndim == 1:
-        return weight * factor.reshape(-1)
-    return weight * (factor.T if transposed else factor)
+    factor = factor.reshape(-1) if weight.ndim == 1 else factor.T if transposed else factor
+    _check_fit(weight, factor, "ia3_l")
+    return weight * factor
 
 
 def _with_magnitude(adapted: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
     """DoRA: rows of W + Δ brought to the learned lengths."""
-    axis = 0 if transposed else 1
-    length = torch.linalg.vector_norm(adapted, dim=axis, keepdim=True)
-    return adapted * (magnitude.reshape(1, -1) if transposed else magnitude.reshape(-1, 1)) / length
+    length = torch.linalg.vector_norm(adapted, dim=0 if transposed else 1, keepdim=True)
+    magnitude = magnitude.reshape(1, -1) if transposed else magnitude.reshape(-1, 1)
+    _check_fit(length, magnitude, "lora_magnitude_vector")
+    return adapted * magnitude / length
+
+
+def _check_fit(weight: Tensor, factor: Tensor, part: str) -> None:
+    """CheckpointError unless each axis of `factor` is 1 or that of `weight`, so that nothing is silently widened."""
+    sizes = zip(factor.shape, weight.shape, strict=False)
+    if factor.ndim != weight.ndim or any(mine not in (1, theirs) for mine, theirs in sizes):
+        raise CheckpointError(
+            f"{part} of the adapter has shape {tuple(factor.shape)}, which does not fit {tuple(weight.shape)} in the "
+            "base: it was made for another model"
+        )

@@ -8,10 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from attnlens.checkpoints.single import INSIDE
 from attnlens.core.errors import IncompatibleCheckpoints
 
-# torch.compile, FSDP and activation checkpointing put these anywhere in a name; the weight is the same.
-INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # Constants that older checkpoints stored beside their weights.
 CONSTANTS = (".inv_freq", ".position_ids", ".masked_bias")
 BLOCK = re.compile(r"(?:^|[._])(?:layers?|h|blocks?)\.(\d+)\.")

@@ -317,6 +317,30 @@ def test_adapters_whose_size_cannot_be_read_are_refused(tmp_path: Path):
             weight_changes(base, tuned)
 
 
+@pytest.mark.parametrize("settings", [{"lora_alpha": "x"}, {"alpha_pattern": {"(": 3}}, {"alpha_pattern": [1]}])
+def test_settings_that_are_none_are_refused(tmp_path: Path, settings: dict):
+    base, tuned, _ = adapter("bert", tmp_path, lora("bert"))
+    edited(tuned, lambda written: written | settings)
+    with pytest.raises(CheckpointError, match=r"the adapter's settings give no scale for encoder\.layer"):
+        weight_changes(base, tuned)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (lora("bert", use_dora=True), "lora_magnitude_vector"),
+        (IA3Config(target_modules=["query"], feedforward_modules=[]), "ia3_l"),
+    ],
+)
+def test_scales_of_another_size_are_refused(tmp_path: Path, config: LoraConfig | IA3Config, part: str):
+    base, tuned, _ = adapter("bert", tmp_path, config)
+    whole = load_file(tuned / "adapter_model.safetensors")
+    name = next(name for name in whole if part in name)
+    save_file(whole | {name: torch.ones(9, 1)}, tuned / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{part} of the adapter has shape \(9,"):
+        weight_changes(base, tuned)
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".bin", ".ckpt"])
 def test_single_files_need_no_config(folders: tuple[Path, Path], ending: str, tmp_path: Path):
     (tmp_path / "files").mkdir()
