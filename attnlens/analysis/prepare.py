@@ -129,7 +129,7 @@ def _sides(example: Example, encoded: Encoded, selector: str, decoder: bool) -> 
     if selector == "completion":
         if example.completion is None:
             raise CorpusError(f"row {example.id!r} has no completion: rows of the completion need one in every text")
-        late = encoded.offsets[:, 0] >= example.completion
+        late = encoded.offsets[:, 1] > example.completion  # as in training, a token across the border is completion
         content, rows = content & ~late, rows & late
     elif selector != "content":
         rows = np.zeros(len(rows), dtype=bool)

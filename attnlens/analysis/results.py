@@ -144,8 +144,10 @@ class Comparison:
 def open_comparison(directory: str | Path) -> Comparison:
     """A comparison written by `Comparison.save` or `attnlens report`; AttnlensError where there is none."""
     folder = Path(directory)
-    if not (folder / STORE).is_dir() or not (folder / RECORD).is_file():
-        raise AttnlensError(f"{folder} holds no comparison: needed {STORE} and {RECORD}, as `attnlens report` writes")
+    needed = (STORE, *(f"{table}.csv" for table in TABLES), RECORD)
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise AttnlensError(f"{folder} holds no comparison: {missing[0]} is missing of what `attnlens report` writes")
     with xr.open_zarr(folder / STORE, consolidated=True, chunks=None) as stored:
         data = stored.load()
     weights, heads, tests = (_table(folder / f"{table}.csv") for table in TABLES)

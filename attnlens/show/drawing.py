@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import plots
@@ -68,7 +69,7 @@ class Drawing:
 class Layout:
     """Panels of one figure: how many, how high (inches), the names of their axes.
 
-    bar: label of a colour bar for the first artist of the first panel. across: columns at most (0: as many as fit).
+    bar: label of a colour bar for the first artist of the first panel; whole: it counts in whole numbers. across: columns at most (0: as many as fit).
     share: one y axis for all; without it a panel names its own.
     """
 
@@ -77,6 +78,7 @@ class Layout:
     x: str
     y: str = ""
     bar: str = ""
+    whole: bool = False
     across: int = 0
     share: bool = True
 
@@ -136,7 +138,8 @@ def panels(layout: Layout, panel: Panel) -> Callable[[float], Figure]:
             panel(ax, index)
         if layout.bar:
             beside = {"aspect": 22, "pad": 0.02, "shrink": 0.9} if width > 4 else {"location": "bottom", "aspect": 40}
-            side = figure.colorbar(axes.flat[0].collections[0], ax=axes, **beside)
+            ticks = MaxNLocator(integer=True) if layout.whole else None
+            side = figure.colorbar(axes.flat[0].collections[0], ax=axes, ticks=ticks, **beside)
             side.outline.set_visible(False)
             side.ax.tick_params(length=0)
             side.set_label(layout.bar)

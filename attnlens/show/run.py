@@ -105,8 +105,6 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         device=options.device,
         dtype=options.dtype,
     )
-    if len(checkpoints) == 1 and options.announce is not None:
-        options.announce(f"{models[1].name} was tuned from {models[0].provenance['path']}")
     directory = Path(options.output or _folder([model.name for model in models]))
     key = _key(models, texts, options)
     if is_complete(directory, key, force=options.force):
@@ -114,6 +112,8 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
 
     def progress(done: int, total: int) -> None:
         if done == 0 and options.announce is not None:
+            if len(checkpoints) == 1:
+                options.announce(f"{models[1].name} was tuned from {models[0].provenance['path']}")
             options.announce(_announcement(models, texts, total, options.max_length))
         if options.progress is not None:
             options.progress(done, total)

@@ -68,7 +68,7 @@ def refocusing(comparison: Comparison) -> Drawing:
         "the change; above the dashed line it is a rise. Means over texts and documents; "
         f"no test of single heads; {of_documents(comparison, table)}."
     )
-    layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer")
+    layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer", whole=True)
     title = of_first_model(comparison, table, findings.refocusing_finding)
     return Drawing("refocusing", "words", title, caption, table, panels(layout, panel))
 

@@ -90,8 +90,7 @@ def test_rows_of_a_completion_look_at_words_of_the_prompt(shared: Path):
     prepared = prepare(corpus, [model], Reading("completion", ("spans",)))
     assert prepared.facts["spans"]["salient_words_cut"] == 0  # the second span lies in the completion
     batch = assemble(prepared, np.array([0]), model)
-    starts = prepared.encodings[0].offsets[:, 0]
-    late = torch.from_numpy(starts >= len(prompt))
+    late = torch.from_numpy(prepared.encodings[0].offsets[:, 1] > len(prompt))
     assert (batch.columns[0, late] == 0).all()
     assert (batch.rows[0, ~late] == 0).all() and (batch.rows[0, late, :2] == 1).all()
     with pytest.raises(CorpusError, match="row 'b' has no completion"):
