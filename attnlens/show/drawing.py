@@ -69,8 +69,8 @@ class Drawing:
 class Layout:
     """Panels of one figure: how many, how high (inches), the names of their axes.
 
-    bar: label of a colour bar for the first artist of the first panel; whole: it counts in whole numbers. across: columns at most (0: as many as fit).
-    share: one y axis for all; without it a panel names its own.
+    bar: label of a colour bar for the first artist of the first panel; whole: it counts in whole numbers. across:
+    columns at most (0: as many as fit). share: one y axis for all; without it a panel names its own.
     """
 
     count: int
