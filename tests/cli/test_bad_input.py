@@ -44,12 +44,13 @@ def place(tmp_path: Path, tuning: Tuning) -> Path:
     jsonl(tmp_path / "foreign.jsonl", *[{"text": "𓀀 𓀁 𓀂 𓀃 𓀄", "spans": [{"start": 0, "end": 1}]}] * 3)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "data.parquet").write_text("")
+    (tmp_path / "data.xlsx").write_text("")
     return tmp_path
 
 
 REPORT = [
     ("report nowhere TUNED", "nowhere is no folder here, and no such model could be had from the hub"),
-    ("report ./nowhere TUNED", "./nowhere does not exist"),
+    ("report ./nowhere TUNED", "nowhere does not exist: needed a Hugging Face checkpoint directory, an adapter"),
     ("report BASE empty", "empty holds no config.json and no adapter_config.json"),
     ("report BASE text.ckpt", "text.ckpt has no config.json beside it"),
     ("report BASE", "BASE has no training record that names its base: give both"),
@@ -58,7 +59,8 @@ REPORT = [
     ("report BASE wider --data good.jsonl", "must share the backbone: num_attention_heads is 2 in base.ckpt and 4 in"),
     ("report BASE cased", "must give the same token ids"),
     ("report BASE TUNED --data nowhere.jsonl", "nowhere.jsonl: needs a data file; there is none at this path"),
-    ("report BASE TUNED --data data.parquet", "needs a file whose name ends in"),
+    ("report BASE TUNED --data data.parquet", "data.parquet: needs a Parquet file"),
+    ("report BASE TUNED --data data.xlsx", "needs a file whose name ends in"),
     ("report BASE TUNED --data no_text.jsonl", "needs a column 'text'; the columns are 'sentence'"),
     ("report BASE TUNED --data outside.jsonl", "the span from 0 to 99 lies outside its text of 30 characters"),
     ("report BASE TUNED --data empty.jsonl", "empty.jsonl: needs at least one example"),

@@ -38,7 +38,7 @@ def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "summary.json", "figures", "tables",
-        "comparison.zarr", "comparison.json", "weights.csv", "tests.csv", "run.json",
+        "comparison.zarr", "comparison.json", "weights.csv", "heads.csv", "tests.csv", "run.json",
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt")} == drawn
@@ -196,10 +196,10 @@ def test_a_killed_run_resumes_and_gives_the_same_tables(
     times = {path: path.stat().st_mtime_ns for path in kept[1:]}
     measured = list[int]()
 
-    def part(models, prepared, group, options, real=measure._part):
+    def part(subjects, prepared, group, real=measure._part):
         assert {path: path.stat().st_mtime_ns for path in times} == times
         measured.append(len(group))
-        return real(models, prepared, group, options)
+        return real(subjects, prepared, group)
 
     monkeypatch.setattr(measure, "_part", part)
     assert attnlens("report", tuning.base, tuning.tuned).code == 0
