@@ -15,7 +15,8 @@ from tests.cli.shell import Finished, Run, keep_case, refused, start, tree
 from tests.conftest import Tuning
 
 FIGURES = {"layer_profile", "entropy_profile", "focus_heads", "entropy_heads", "weight_change", "weight_modules"}
-FIGURES |= {"focus_top_heads", "entropy_top_heads"}
+FIGURES |= {"focus_top_heads", "entropy_top_heads", "jsd_profile", "received_profile", "refocusing", "circuit_change"}
+FIGURES |= {"passage", "training"}
 
 
 def test_without_options_the_recorded_heldout_rows_are_measured(finished: Finished, tuning: Tuning):
@@ -41,8 +42,9 @@ def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
         "comparison.zarr", "comparison.json", "weights.csv", "heads.csv", "tests.csv", "run.json",
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}
-    assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt")} == drawn
-    assert {path.stem for path in (folder / "tables").iterdir()} == {"tests", "weights", "layers", "heads", "examples"}
+    assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt", "tex")} == drawn
+    tables = {"tests", "weights", "layers", "heads", "examples", "models", "training"}
+    assert {path.stem for path in (folder / "tables").iterdir()} == tables
     assert json.loads((folder / "summary.json").read_text())["verdict"] == json.loads(finished.done.out)["verdict"]
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "attnlens report" in page  # the command that made it
