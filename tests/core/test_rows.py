@@ -97,12 +97,12 @@ def test_padding_rows_are_nan_and_give_nothing():
     assert got["received"].isnan().all()
 
 
-def test_soft_columns_have_no_log_odds():
-    columns = torch.tensor([[[1.0, 1.0, 0.5], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0]]])
+def test_soft_columns_and_columns_beyond_the_content_have_no_log_odds():
+    columns = torch.tensor([[[1.0, 1.0, 0.5, 1.0], [1.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]]])
     got = row_statistics(row_map([0.5, 0.25, 0.25], columns), ("log_odds", "share"))
-    torch.testing.assert_close(got["share"].squeeze(), torch.tensor([1.0, 2 / 3, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(got["share"].squeeze(), torch.tensor([1.0, 2 / 3, 0.5, 2 / 3], dtype=torch.float64))
     odds = got["log_odds"].squeeze()
-    assert odds[0].isnan() and odds[2].isnan()
+    assert odds[[0, 2, 3]].isnan().all()
     assert odds[1].item() == pytest.approx(math.log(2))
 
 
