@@ -2,7 +2,8 @@
 
 Neither the text (public domain) nor the model (MIT) is part of this project: give the joined file, whose speeches
 each start with <<<name>>>, and the model's folder. Passages of whole paragraphs, about 300 characters; `full`, 300
-steps of 16, learning rate 3e-3, seed 0; a fifth of the speeches held out, 100 passages of them measured. Only numbers are kept, no passage.
+steps of 16, learning rate 3e-3, seed 0; a fifth of the speeches held out, 100 passages of them measured. Only numbers
+are kept, no passage.
 Usage: python figures/union.py ../shared/data/lm/us_state_union.txt ../shared/models/stories260K [work folder]
 """
 

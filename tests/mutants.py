@@ -98,6 +98,30 @@ MUTANTS = [
     (PAIRS, "(base.scores.sinks is None) != (tuned.scores.sinks is None)", "False"),
     ("weights.py", "return self.delta_norm / self.base_norm", "return self.delta_norm / (self.base_norm + self.delta_norm)"),
     ("weights.py", "math.fsum(change.delta_norm**2 for change", "math.fsum(change.delta_norm for change"),
+    ("spectra.py", "return float(self.values.sum())", "return float(self.values.square().sum())"),
+    ("spectra.py", "(self.values / top).square().sum()", "(self.values / top).sum()"),
+    ("spectra.py", "torch.special.entr(self.values / total).sum().exp()", "(1 / (self.values / total).square().sum())"),
+    ("spectra.py", "part = new - old\n", "part = new\n"),
+    ("spectra.py", "torch.cat([factor, part])", "part"),
+    ("spectra.py", "* abs(self.scale)", "* self.scale"),
+    ("spectra.py", "- rows * columns", "- rows * self.shape[1]"),
+    ("spectra.py", "k = min(k, side // 2)", "k = min(k, side - 1)"),
+    ("spectra.py", "(share - k / side) / (1 - k / side)", "share"),
+    ("spectra.py", "values[k - 1] / values[k]", "values[0] / values[k]"),
+    ("spectra.py", "subspace_angles(old.numpy(), new.numpy())[0]", "subspace_angles(old.numpy(), new.numpy())[-1]"),
+    ("spectra.py", "subspace_angles(old.numpy(), new.numpy())[0]", "torch.linalg.svdvals(old.T @ new).clamp(max=1).acos().max()"),
+    ("spectra.py", "_tall_chunks(matrix.T):", "_tall_chunks(matrix):"),
+    ("circuits.py", "left = torch.cat([new.left - old.left, old.left], 1)", "left = torch.cat([new.left - old.left, new.left], 1)"),
+    ("circuits.py", "right = torch.cat([new.right, new.right - old.right], 1)", "right = torch.cat([old.right, new.right - old.right], 1)"),
+    ("circuits.py", "_with_bias(_by_head(query, heads), bias)", "_by_head(query, heads)"),
+    ("circuits.py", "matrix.repeat_interleave(heads // matrix.shape[0], 0)", "matrix.repeat(heads // matrix.shape[0], 1, 1)"),
+    ("circuits.py", "_by_head(output.T, heads)", "_by_head(output, heads)"),
+    ("circuits.py", "first @ second.transpose(1, 2)", "first.transpose(1, 2) @ second"),
+    ("circuits.py", "(self.base_norm == 0) & (self.delta_norm > 0)", "self.base_norm < 0"),
+    ("weights.py", "key=lambda dtype: torch.finfo(dtype).eps", "key=lambda dtype: -torch.finfo(dtype).bits"),
+    ("weights.py", "replace(rounded, base_norm=weight_change(base, base).base_norm).relative", "rounded.relative"),
+    ("weights.py", "wider = base if tuned.dtype == coarser else tuned", "wider = base"),
+    ("weights.py", "lengths = math.sqrt(math.fsum(olds) * math.fsum(news))", "lengths = math.fsum(olds)"),
     ("moments.py", "self.m2 / ", "1.001 * self.m2 / "),
     ("multiplicity.py", '"bh")', '"by")'),
     ("resampling.py", "np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)", "sums / np.maximum(counts, 1)"),
@@ -118,9 +142,8 @@ def survives(mutant: tuple[str, str, str]) -> str | None:
             return f"{name}: {old!r} is not there any more"
         path.write_text(source.replace(old, new, 1))
         environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        chosen = (
-            ATTENTION if name in (SCORES, ROWS, TILES, TILED, PAIRS) else ["tests/core", "--deselect", ATTENTION[-1]]
-        )
+        attention = name in (SCORES, ROWS, TILES, TILED, PAIRS)
+        chosen = ATTENTION if attention else [f"tests/core/test_{Path(name).stem}.py"]
         command = [sys.executable, "-m", "pytest", *chosen, "-x", "-q", "-p", "no:cacheprovider"]
         result = subprocess.run(command, cwd=copy, env=environment, capture_output=True)
         return None if result.returncode == 1 else f"{name}: {old!r} → {new!r} (exit {result.returncode})"

@@ -260,7 +260,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Where the numbers come from; no home directory, host or user in it."""
     return {
-        "models": [{"name": name, **model.provenance} for name, model in zip(names, models, strict=True)],
+        "models": [{"name": name, **_history(model.provenance)} for name, model in zip(names, models, strict=True)],
         "data": {
             "name": texts.name,
             "sha256": texts.checksum,
@@ -276,6 +276,16 @@ def _provenance(
         "device": str(models[0].model.device.type),
         "threads": torch.get_num_threads(),
     }
+
+
+def _history(facts: dict[str, Any]) -> dict[str, Any]:
+    """Where a model came from, without the row numbers of its data: there may be millions."""
+    training = facts.get("training")
+    if training is None:
+        return facts
+    parts = training.get("data") or {}
+    data = {part: {k: v for k, v in about.items() if k not in ("rows", "rows_used")} for part, about in parts.items()}
+    return facts | {"training": training | {"data": data}}
 
 
 def slug(name: str) -> str:

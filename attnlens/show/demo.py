@@ -4,11 +4,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from attnlens.checkpoints.identity import read_record
 from attnlens.core.errors import CheckpointError
 from attnlens.show.run import ReportOptions, ReportResult, run_report
 from attnlens.text.embedded import embedded
 from attnlens.training.options import TrainOptions
-from attnlens.training.record import read_record
 from attnlens.training.train import finetune
 
 # Enough for a held-out accuracy above .95 on the embedded corpus (data/README.md).

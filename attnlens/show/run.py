@@ -12,7 +12,7 @@ from typing import Any
 from attnlens import __version__
 from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
-from attnlens.checkpoints.identity import home_free, weights_sha256
+from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, load_all
 from attnlens.checkpoints.source import adapter_config, locate
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
@@ -20,7 +20,7 @@ from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
-from attnlens.training.record import read_record, recorded_corpus
+from attnlens.training.record import recorded_corpus
 
 
 @dataclass(frozen=True)

@@ -10,39 +10,21 @@ import transformers
 from transformers import PreTrainedModel
 
 import attnlens
-from attnlens.checkpoints.identity import home_free, weights_sha256
-from attnlens.core.errors import CheckpointError, CorpusError
+from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
+from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.training.base import Base
 from attnlens.training.loop import Outcome, Work, evaluation
 from attnlens.training.methods import Method, Selection
 from attnlens.training.split import Split
 
-NAME = "attnlens.json"
 HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
-
-
-def read_record(directory: str | Path) -> dict[str, Any] | None:
-    """The training record of a checkpoint directory; None where attnlens did not write one."""
-    path = Path(directory).expanduser() / NAME
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{home_free(path)} cannot be read as JSON ({error}): remove it or train again."
-        ) from error
-    parts = ("base", "data", "metrics")
-    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
-        raise CheckpointError(f"{home_free(path)} is not a training record of attnlens: remove it or train again.")
-    return record
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
     """Write the record into a directory that no reader sees yet."""
     text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
-    (directory / NAME).write_text(text + "\n", encoding="utf-8")
+    (directory / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def recorded_corpus(record: dict[str, Any], part: str) -> Corpus | None:

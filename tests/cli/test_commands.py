@@ -12,12 +12,12 @@ import pytest
 from typer.main import get_command
 
 from attnlens.analysis.results import open_comparison
+from attnlens.checkpoints.identity import read_record
 from attnlens.cli import app, finetune, report, terminal
 from attnlens.show import demo as demonstration
 from attnlens.show.run import ReportOptions, command, run_report
 from attnlens.show.tables import summary
 from attnlens.training.options import TrainOptions
-from attnlens.training.record import read_record
 from tests.cli.shell import Finished, Run, tree
 from tests.conftest import Tuning
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from attnlens.analysis import measure
+from attnlens.checkpoints.identity import read_record
 from attnlens.text.corpus import read_corpus
-from attnlens.training.record import read_record
 from tests.cli.shell import Finished, Run, keep_case, refused, start, tree
 from tests.conftest import Tuning
 

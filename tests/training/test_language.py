@@ -20,13 +20,14 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from attnlens.checkpoints.identity import read_record
 from attnlens.cli import app
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.training.base import quiet
 from attnlens.training.language import language_metrics, language_rows, right_padded, token_losses
 from attnlens.training.methods import METHODS
-from attnlens.training.record import read_record, recorded_corpus
+from attnlens.training.record import recorded_corpus
 from attnlens.training.split import split
 from attnlens.training.train import TrainOptions, finetune
 from tests.training.conftest import rows

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
+from attnlens.checkpoints.identity import read_record
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists, TrainingError, UnknownName
 from attnlens.text.corpus import Corpus
 from attnlens.training.base import load_classifier, longest_input, quiet
 from attnlens.training.classification import classification_metrics
 from attnlens.training.methods import METHODS
-from attnlens.training.record import history, read_record, recorded_corpus
+from attnlens.training.record import history, recorded_corpus
 from attnlens.training.train import TrainOptions, finetune
 from tests.training.conftest import ARCHITECTURES, rows
 
