@@ -19,7 +19,7 @@ from attnlens.training.train import finetune
 
 HERE = Path(__file__).parent
 CHARACTERS, TOKENS, STEPS, LEARNING_RATE, SEED, PASSAGES = 300, 256, 300, 3e-3, 0, 100
-NAMES = ("entropy_profile", "weight_change")
+NAMES = ("entropy_profile", "jsd_profile", "weight_change")
 
 
 def write_passages(source: Path, path: Path) -> Path:
