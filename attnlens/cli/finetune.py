@@ -9,14 +9,20 @@ DATA = (
     "JSONL, CSV, Parquet, .txt or a datasets folder: `text`, `prompt` + `completion` or `messages`; "
     "also label, spans, document, id."
 )
+METHODS = "full, head, last_k, first_k, random_k, lisa or alf."
+SCORES = "What makes a block important to alf: weight_change, grad_ratio, inverse, random, last_k, rms."
 
 
 def finetune(
     base: Annotated[str, typer.Argument(help="Hugging Face directory or hub id to start from.")],
     data: Annotated[Path, typer.Option(help=DATA)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
-    method: Annotated[str, typer.Option(help="full, head or last_k.")] = "full",
-    k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k trains.")] = None,
+    method: Annotated[str, typer.Option(help=METHODS)] = "full",
+    k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k, … train; default: a quarter.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Share of parameters alf trains at a time [0.25].")] = None,
+    denominator: Annotated[str | None, typer.Option(help="The budget is a share of: total, blocks.")] = None,
+    score: Annotated[str | None, typer.Option(help=SCORES)] = None,
+    commit: Annotated[bool | None, typer.Option("--commit", help="alf: choose blocks once.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts, or windows of texts, in one step.")] = 16,
@@ -39,7 +45,7 @@ def finetune(
     Completions and conversations train on the answer alone. The best step on held-out rows is kept: by macro-F1 of a
     classifier, by the loss of a language model.
 
-    Example: attnlens finetune base.ckpt --method last_k --data train.jsonl -o tuned.ckpt
+    Example: attnlens finetune base.ckpt --method alf --data train.jsonl -o tuned.ckpt
     """
     from attnlens.cli import terminal
     from attnlens.training.options import TrainOptions
@@ -63,6 +69,10 @@ def finetune(
             max_length=max_length,
             validation=validation,
             k=k,
+            budget=budget,
+            denominator=denominator,
+            score=score,
+            commit=commit,
             columns={name: column for name, column in columns.items() if column is not None} or None,
             device=device,
             force=force,

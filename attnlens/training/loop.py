@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,18 @@ class Outcome:
     seconds: float
 
 
-def train_model(base: Base, work: Work, options: TrainOptions, seed: int, folder: Path) -> Outcome:
+def train_model(
+    base: Base,
+    work: Work,
+    options: TrainOptions,
+    seed: int,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Outcome:
     """Train the model of `base` in place and leave it at the step that is best on the held-out rows.
 
     `options` name the learning rate and the length. `folder` takes the intermediate checkpoints, one at a time.
+    `callbacks` are the method's own; they run last.
     """
     steps = options.max_steps or math.ceil(options.epochs * math.ceil(len(work.train) / options.batch_size))
     # Reading a row costs a third of training on it: between two evaluations training takes at least as long as one.
@@ -83,7 +91,7 @@ def train_model(base: Base, work: Work, options: TrainOptions, seed: int, folder
         data_collator=work.collate,
         compute_metrics=work.measure,
         preprocess_logits_for_metrics=work.reduce,
-        callbacks=[_Watch(options.progress), EarlyStoppingCallback(options.patience)],
+        callbacks=[_Watch(options.progress), EarlyStoppingCallback(options.patience), *callbacks],
     )
     # It prints its logs to stdout, where the command line promises results alone.
     trainer.remove_callback(PrinterCallback)

@@ -7,23 +7,38 @@ head is the table of embeddings (tied weights) has no head of its own: the table
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
+from attnlens.training.alf import Plan, capacity
 from attnlens.training.options import TrainOptions
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What one run trains: names of parameters, and the settings that decided it (for the record)."""
+    """What one run trains: names of parameters, and the settings that decided it (for the record).
+
+    plan: of a method that chooses blocks while it trains, what its controller does in a run of so many steps; the
+    parameters are then all that it may choose, for the optimizer to hold.
+    """
 
     parameters: frozenset[str]
     settings: dict[str, Any]
+    plan: Callable[[int], Plan] | None = None
+
+
+class Select(Protocol):
+    """Which parameters of a model a method trains under given options; what is drawn, is drawn by the seed."""
+
+    def __call__(self, model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+        """Read the model; change nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,7 @@ class Method:
     """One way to fine-tune.
 
     trains: what it updates, in words. learning_rate, language_rate: tested defaults for a classifier and for a
-    language model. select: which parameters of a model it trains under given options. options: the fields of
-    `TrainOptions` that only some methods understand.
+    language model. options: the fields of `TrainOptions` that only some methods understand.
     """
 
     name: str
@@ -41,7 +55,7 @@ class Method:
     reference: str
     learning_rate: float
     language_rate: float
-    select: Callable[[PreTrainedModel, TrainOptions], Selection]
+    select: Select
     options: frozenset[str] = frozenset()
 
 
@@ -51,7 +65,7 @@ def method_named(name: str, options: TrainOptions) -> Method:
         raise UnknownName.among("fine-tuning method", name, METHODS)
     for option in sorted(frozenset[str]().union(*(method.options for method in METHODS.values()))):
         if getattr(options, option) is not None and option not in METHODS[name].options:
-            takers = ", ".join(sorted(method.name for method in METHODS.values() if option in method.options))
+            takers = ", ".join(method.name for method in METHODS.values() if option in method.options)
             raise TrainingError(
                 f"{option}={getattr(options, option)} means nothing to {name!r}: it belongs to {takers}."
             )
@@ -96,6 +110,13 @@ def transformer_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
         raise UnsupportedModel(
             f"{kind}: a parameter belongs to two blocks, so one cannot be frozen alone. Use method 'full' or 'head'."
         )
+    inside = {id(part) for block in blocks for part in block.modules()}
+    outside = (part for part in model.modules() if id(part) not in inside)
+    if not {id(parameter) for part in outside for parameter in part.parameters(recurse=False)}.isdisjoint(owners):
+        raise UnsupportedModel(
+            f"{kind}: a block shares a parameter with what lies outside the blocks, so it cannot be frozen alone. Use "
+            "method 'full'."
+        )
     return blocks
 
 
@@ -115,11 +136,11 @@ def _attends(module: nn.Module) -> bool:
     return any("attention" in name or "attn" in name for name in names)
 
 
-def _full(model: PreTrainedModel, options: TrainOptions) -> Selection:
+def _full(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
     return Selection(frozenset(name for name, _ in model.named_parameters()), {})
 
 
-def _head(model: PreTrainedModel, options: TrainOptions) -> Selection:
+def _head(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
     table, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is not None and output.weight is table.weight:
         raise TrainingError(
@@ -129,15 +150,64 @@ def _head(model: PreTrainedModel, options: TrainOptions) -> Selection:
     return Selection(head_parameters(model), {})
 
 
-def _last_k(model: PreTrainedModel, options: TrainOptions) -> Selection:
+def _last_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    blocks, k = _share(model, options)
+    return Selection(_with_head(model, blocks[-k:]), {"k": k})
+
+
+def _first_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    blocks, k = _share(model, options)
+    return Selection(_with_head(model, blocks[:k]), {"k": k})
+
+
+def _random_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    blocks, k = _share(model, options)
+    drawn = sorted(np.random.default_rng(seed).choice(len(blocks), k, replace=False).tolist())
+    return Selection(_with_head(model, [blocks[number] for number in drawn]), {"k": k, "blocks": drawn})
+
+
+def _lisa(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    blocks, k = _share(model, options)
+    plan = Plan("random", k=k, run=LISA_STEPS, seed=seed)
+    return Selection(_with_head(model, blocks), {"k": k}, lambda steps: replace(plan, until=steps - 1))
+
+
+def _alf(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    blocks = transformer_blocks(model)
+    settings = {
+        "budget": 0.25 if options.budget is None else options.budget,
+        "denominator": options.denominator or "total",
+        "score": options.score or "weight_change",
+        "commit": bool(options.commit),
+    }
+    head = head_parameters(model)
+    room = capacity(
+        settings["budget"],
+        settings["denominator"],
+        sizes=[sum(parameter.numel() for parameter in block.parameters()) for block in blocks],
+        head=sum(parameter.numel() for name, parameter in model.named_parameters() if name in head),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    plan = Plan(settings["score"], capacity=room, commit=settings["commit"], seed=seed)
+    return Selection(_with_head(model, blocks), settings, plan.over)
+
+
+def _share(model: PreTrainedModel, options: TrainOptions) -> tuple[tuple[nn.Module, ...], int]:
+    """All blocks, and how many of them are to be trained: a quarter, rounded up, unless told."""
     blocks = transformer_blocks(model)
     k = options.k if options.k is not None else math.ceil(len(blocks) / 4)
     if k > len(blocks):
         raise TrainingError(f"k={k} asks for more blocks than {type(model).__name__} has: at most {len(blocks)}.")
-    chosen = {id(parameter) for block in blocks[-k:] for parameter in block.parameters()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
-    return Selection(head_parameters(model) | names, {"k": k})
+    return blocks, k
 
+
+def _with_head(model: PreTrainedModel, blocks: Iterable[nn.Module]) -> frozenset[str]:
+    chosen = {id(parameter) for block in blocks for parameter in block.parameters()}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    return head_parameters(model) | names
+
+
+LISA_STEPS = 20  # between two draws, the default of LMFlow; quality is flat from 1 to 50 (FINETUNING.md 2.1)
 
 # Learning rates of classifiers: macro-F1 (accuracy) on 160 test windows after 90 steps of 16 texts, one seed. MiniLM-L6
 # (22.7 M), the 12 commonest clause types of CUAD in windows of 310 characters; one standard error is about .04.
@@ -152,6 +222,7 @@ def _last_k(model: PreTrainedModel, options: TrainOptions) -> Selection:
 #   full    1e-4 22.5  3e-4 17.5  1e-3 13.7  3e-3 12.2  1e-2 14.4
 #   last_k  3e-4 22.6  1e-3 18.3  3e-3 15.6  1e-2 14.5  3e-2 16.4
 #   head    1e-3 36.9  3e-3 30.1  1e-2 22.3  3e-2 19.2  1e-1 20.7
+# The others train about as many blocks at a time as `last_k` and take over its rates: not measured for them yet.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -182,6 +253,46 @@ METHODS: dict[str, Method] = {
             language_rate=1e-3,
             select=_last_k,
             options=frozenset({"k"}),
+        ),
+        Method(
+            name="first_k",
+            title="First k blocks",
+            trains="the first k transformer blocks (k = a quarter of them, rounded up) and the head",
+            reference="the other end of last_k, as a control",
+            learning_rate=4e-4,
+            language_rate=1e-3,
+            select=_first_k,
+            options=frozenset({"k"}),
+        ),
+        Method(
+            name="random_k",
+            title="Random k blocks",
+            trains="k transformer blocks drawn once by the seed (k = a quarter of them, rounded up) and the head",
+            reference="static random selection, as a control",
+            learning_rate=4e-4,
+            language_rate=1e-3,
+            select=_random_k,
+            options=frozenset({"k"}),
+        ),
+        Method(
+            name="lisa",
+            title="LISA, embeddings frozen",
+            trains="the head and k transformer blocks (a quarter, rounded up), drawn anew every 20 steps",
+            reference="Pan et al. 2024, LISA, arXiv:2403.17919",
+            learning_rate=4e-4,
+            language_rate=1e-3,
+            select=_lisa,
+            options=frozenset({"k"}),
+        ),
+        Method(
+            name="alf",
+            title="Adaptive layer-wise fine-tuning",
+            trains="the head and the blocks of the highest weight change rate within the budget, measured repeatedly",
+            reference="Lee 2025, A Study on LLM Fine-tuning Strategies, IJASC 14(4):105-113",
+            learning_rate=4e-4,
+            language_rate=1e-3,
+            select=_alf,
+            options=frozenset({"budget", "denominator", "score", "commit"}),
         ),
     )
 }

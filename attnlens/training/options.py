@@ -20,7 +20,10 @@ class TrainOptions:
     max_steps: optimizer steps, overriding `epochs`. learning_rate: peak of a linear schedule with 10 % warm-up
     (None: the method's tested default). max_length: tokens that are read at once: of a text, or of each window of a
     language model's text (None: 512, or fewer if the model reads fewer). validation: held-out data (None: a fifth of
-    the training documents). k: blocks trained by `last_k`. patience: evaluations without a better macro-F1 (of a
+    the training documents). k: blocks in training at a time, of methods that count them (None: a quarter, rounded up).
+    Of `alf`: budget: share of the parameters in training at a time (None: 0.25); denominator: of all the model's
+    ("total", the default) or of its blocks' ("blocks"); score: what makes a block important (None: "weight_change");
+    commit: choose once, after the warm-up. patience: evaluations without a better macro-F1 (of a
     language model: loss) before training stops. columns: our field name → the file's column name. device: "cpu",
     "cuda", … (None: what the machine has). force: replace a checkpoint at `output`. progress: called after every step
     and evaluation with (step, total steps, logs).
@@ -33,6 +36,10 @@ class TrainOptions:
     max_length: int | None = None
     validation: str | Path | Corpus | None = None
     k: int | None = None
+    budget: float | None = None
+    denominator: str | None = None
+    score: str | None = None
+    commit: bool | None = None
     patience: int = 4
     columns: Mapping[str, str] | None = None
     device: str | None = None
@@ -49,6 +56,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise TrainingError(f"{name} must be a finite number above 0; got {value!r}.")
+        if self.budget is not None and not (isinstance(self.budget, int | float) and 0 < self.budget <= 1):
+            raise TrainingError(f"budget must be a share above 0 and at most 1; got {self.budget!r}.")
 
     def record(self) -> dict[str, Any]:
         """The options as plain JSON values, without what belongs to the machine or the screen."""

@@ -13,6 +13,8 @@ import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
+from attnlens.training.accounting import switching_history, trained_parameters
+from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
 from attnlens.training.loop import Outcome, Work, evaluation
 from attnlens.training.methods import Method, Selection
@@ -93,6 +95,7 @@ def describe_run(
         "kind": "finetune",
         "method": method.name,
         "k": selection.settings.get("k"),
+        "selection": selection.settings,
         "task": work.task,
         "seed": seed,
         "options": outcome.settings,
@@ -107,6 +110,14 @@ def describe_run(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+    }
+
+
+def describe_training(model: PreTrainedModel, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
+    """How much was trained, and where blocks were chosen during training, which, when and why."""
+    return {
+        "accounting": trained_parameters(model, controller, int(outcome.metrics["steps"])),
+        "switching": switching_history(model, controller) if controller is not None else None,
     }
 
 

@@ -14,12 +14,14 @@ from attnlens.training.loop import reading_length, train_model
 from attnlens.training.methods import freeze, method_named
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
-from attnlens.training.record import describe_base, describe_data, describe_run, write_record
+from attnlens.training.record import describe_base, describe_data, describe_run, describe_training, write_record
 from attnlens.training.split import CLASSIFICATION, language_reason, split
+from attnlens.training.switching import LayerSwitching
 
 __all__ = ["TrainOptions", "TrainingResult", "finetune"]
 
 DEFAULTS = TrainOptions()
+PARTS = ("mean", "peak", "cumulative")  # of the accounting, for the card
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ class TrainingResult:
     def __str__(self) -> str:
         """A card of four lines."""
         record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
-        share = 100 * parameters["trainable"] / parameters["total"]
+        trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
+        trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
+        if record["switching"] is not None:
+            shares = {name: 100 * part["of_total"] for name, part in record["accounting"].items() if name in PARTS}
+            trained += " at a time; " + ", ".join(f"{name} {share:.1f} %" for name, share in shares.items())
         texts = f"{record['data']['heldout']['examples']} texts"
         if record["task"] == CLASSIFICATION:
             scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}"
@@ -51,7 +57,7 @@ class TrainingResult:
         return (
             f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
             f"held out: {measured}\n"
-            f"trained: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.1f} %)\n"
+            f"trained: {trained}\n"
             f"kept: step {metrics['best_step']} of {metrics['steps']}; "
             f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}"
         )
@@ -92,13 +98,16 @@ def finetune(
         rate = chosen.learning_rate if labelled else chosen.language_rate
         length = reading_length(started, options)
         options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)
-        selection = chosen.select(started.model, options)
+        selection = chosen.select(started.model, options, seed)
         freeze(started.model, selection)
         identity = describe_base(started)
         work = (classification if labelled else language_modelling)(started, data, length)
-        outcome = train_model(started, work, options, seed, folder)
+        switching = [LayerSwitching(selection.plan)] if selection.plan is not None else []
+        outcome = train_model(started, work, options, seed, folder, switching)
+        controller = switching[0].controller if switching else None
         record = {
             **describe_run(chosen, selection, started.model, work, outcome, seed),
+            **describe_training(started.model, controller, outcome),
             "base": identity,
             "data": describe_data(data, path, validation_path),
             "labels": list(data.labels),

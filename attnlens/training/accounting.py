@@ -1,0 +1,77 @@
+"""How much of a model a run trained: at a time, on average, at most and in all."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from attnlens.core.errors import UnsupportedModel
+from attnlens.training.alf import LayerController, Phase
+from attnlens.training.methods import transformer_blocks
+
+
+def trained_parameters(model: PreTrainedModel, controller: LayerController | None, steps: int) -> dict[str, Any]:
+    """What `steps` steps trained, from the model as they left it; `controller` where it chose blocks meanwhile.
+
+    Each of `instantaneous` (in the end), `mean` (over steps), `peak` and `cumulative` holds `parameters`, their share
+    `of_total` parameters of the model, and `of_blocks`, the share of the blocks' parameters among those of all blocks
+    (head and embeddings on neither side; None where the model has no separate blocks). Cumulative are the parameters
+    whose change may be in the result: probes count where their updates are kept.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        blocks = transformer_blocks(model)
+    except UnsupportedModel:
+        blocks = ()
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    own = {id(parameter) for block in blocks for parameter in block.parameters()}
+    always = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+    if controller is None:
+        active = [number for number, block in enumerate(blocks) if any(p.requires_grad for p in block.parameters())]
+        phases, undone = [Phase(1, "run", tuple(active))], False
+    else:
+        # What was chosen after the last step has trained nothing.
+        phases = [phase for phase in controller.phases if phase.first <= steps]
+        undone = controller.plan.rollback
+
+    def share(trained: float) -> dict[str, float | None]:
+        """`trained` of the blocks, and what always trains."""
+        parameters = always + trained
+        return {
+            "parameters": round(parameters),
+            "of_total": parameters / total,
+            "of_blocks": trained / sum(sizes) if sizes else None,
+        }
+
+    moved = {number for phase in phases if phase.kind == "run" or not undone for number in phase.active}
+    ends = [*(phase.first for phase in phases[1:]), steps + 1]
+    lengths = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
+    parts = [sum(sizes[number] for number in phase.active) for phase in phases]
+    return {
+        "total": total,
+        "blocks": sum(sizes) if sizes else None,
+        "instantaneous": share(parts[-1]),
+        "mean": share(sum(part * length for part, length in zip(parts, lengths, strict=True)) / steps),
+        "peak": share(max(parts)),
+        "cumulative": share(sum(sizes[number] for number in moved)),
+    }
+
+
+def switching_history(model: PreTrainedModel, controller: LayerController) -> dict[str, Any]:
+    """Names of the blocks, every selection with its scores, and who trained from which step on: for reports to draw."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {
+        "blocks": [names[id(block)] for block in transformer_blocks(model)],
+        "plan": dict(vars(controller.plan)),
+        "choices": [
+            {
+                "step": choice.step,
+                "scores": list(choice.scores),
+                "smoothed": list(choice.smoothed),
+                "active": list(choice.active),
+            }
+            for choice in controller.choices
+        ],
+        "phases": [
+            {"first": phase.first, "kind": phase.kind, "active": list(phase.active)} for phase in controller.phases
+        ],
+    }
