@@ -98,7 +98,7 @@ def capacity(budget: float, denominator: str, sizes: Sequence[int], head: int, t
     if denominator not in DENOMINATORS:
         raise UnknownName.among("denominator", denominator, DENOMINATORS)
     whole, taken = (total, head) if denominator == "total" else (sum(sizes), 0)
-    room = int(Fraction(str(budget)) * whole) - taken  # 0.3 of 10 blocks is 3, not 2.9999…
+    room = int(Fraction(str(budget)) * whole) - taken  # 0.29 · 100 in floats is 28.999…
     if room < min(sizes):
         least = (min(sizes) + taken) / whole
         raise TrainingError(
