@@ -10,7 +10,7 @@ DATA = (
     "also label, spans, document, id."
 )
 METHODS = "full, head, last_k, first_k, random_k, lisa or alf."
-SCORES = "What makes a block important to alf: weight_change, grad_ratio, inverse, random, last_k, rms."
+SCORES = "What makes a block important to alf: weight_change (default), grad_ratio, inverse, random, last_k, rms."
 
 
 def finetune(
@@ -20,7 +20,7 @@ def finetune(
     method: Annotated[str, typer.Option(help=METHODS)] = "full",
     k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k, … train; default: a quarter.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of parameters alf trains at a time [0.25].")] = None,
-    denominator: Annotated[str | None, typer.Option(help="The budget is a share of: total, blocks.")] = None,
+    denominator: Annotated[str | None, typer.Option(help="The budget is a share of: total (default), blocks.")] = None,
     score: Annotated[str | None, typer.Option(help=SCORES)] = None,
     commit: Annotated[bool | None, typer.Option("--commit", help="alf: choose blocks once.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
