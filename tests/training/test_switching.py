@@ -217,8 +217,8 @@ def test_the_loss_falls(method: str, tiny: Tiny, corpus: Corpus, tmp_path: Path)
 
 
 def test_lisa_draws_every_twenty_steps_and_not_after_the_last(tiny: Tiny, corpus: Corpus, tmp_path: Path):
-    record = run(tiny, corpus, tmp_path / "out", 0, method="lisa", k=2).record
-    assert [choice["step"] for choice in record["switching"]["choices"]] == [0, 20, 40, 60]
+    record = run(tiny, corpus, tmp_path / "out", 0, method="lisa", k=2, max_steps=60).record
+    assert [choice["step"] for choice in record["switching"]["choices"]] == [0, 20, 40]
     assert all(len(choice["active"]) == 2 for choice in record["switching"]["choices"])
 
 
@@ -284,6 +284,20 @@ def test_static_methods_take_the_blocks_they_name(tiny: Tiny):
     assert blocks("random_k", 5, k=2) == blocks("random_k", 5, k=2)
     assert len({frozenset(blocks("random_k", seed, k=2)) for seed in range(20)}) > 3
     assert blocks("alf", budget=0.5) == blocks("lisa") == {"0", "1", "2", "3"}  # for the optimizer to hold
+
+
+def test_head_and_embeddings_count_in_the_total(tiny: Tiny):
+    """The pooler has 16 · 16 + 16 parameters and the classifier 16 · 2 + 2; blocks get what they leave."""
+    with quiet():
+        model = load_classifier(tiny("bert"), ("a", "b")).model
+    room = {}
+    for denominator in ("total", "blocks"):
+        plan = METHODS["alf"].select(model, TrainOptions(budget=0.5, denominator=denominator)).plan
+        assert plan is not None
+        room[denominator] = plan(100).capacity
+    total = sum(p.numel() for p in model.parameters())
+    blocks = sum(p.numel() for block in transformer_blocks(model) for p in block.parameters())
+    assert room == {"total": total // 2 - 306, "blocks": blocks // 2}
 
 
 def test_the_command_line(tiny: Tiny, data_file: Path, tmp_path: Path):
