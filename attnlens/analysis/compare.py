@@ -17,7 +17,15 @@ from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
 from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.passages import choose_passages
-from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
+from attnlens.analysis.prepare import (
+    SELECTORS,
+    Prepared,
+    Reading,
+    choose_salience,
+    prepare,
+    row_selector,
+    unknown_share,
+)
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint
@@ -86,9 +94,9 @@ def compare(
     salience = (
         tuple(dict.fromkeys(salience)) if salience is not None else () if options.probe else choose_salience(texts)
     )
-    selector = options.rows or row_selector(models[1], texts)
+    selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
     background = None if options.background is None else rendered(options.background, base.tokenizer)
-    prepared = prepare(texts, models, Reading(selector, salience, background, options.max_length, options.seed))
+    prepared = prepare(texts, models, Reading(selectors[0], salience, background, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
         raise CorpusError(
@@ -104,9 +112,9 @@ def compare(
     answers = _answers(data, tests, weights, options, len(texts))
     passages = choose_passages(models, prepared, tests, options.passages, options.seed)
     provenance = _provenance(models, names, texts, prepared, options) | {
-        "rows": selector,
+        "rows": selectors[0],
         "rounding": rounding,
-        "warnings": _warnings(base, texts, prepared, options),
+        "warnings": [*_readers(names, selectors), *_warnings(base, texts, prepared, options)],
     }
     return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
@@ -223,6 +231,14 @@ def _answers(
     return answers
 
 
+def _readers(names: Sequence[str], selectors: Sequence[str]) -> list[str]:
+    """A line for tuned models whose heads read other rows than those that are measured."""
+    others = [name for name, selector in zip(names[1:], selectors, strict=True) if selector != selectors[0]]
+    if not others:
+        return []
+    return [f"Rows measured: {SELECTORS[selectors[0]]}, as in {names[1]}; {', '.join(others)} would read others."]
+
+
 def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:
     """What page one must say about the data."""
     found = []
@@ -230,6 +246,9 @@ def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: Comp
         found.append("Of this encoder–decoder the encoder's attention alone was measured.")
     if not texts.has_documents:
         found.append("The data has no `document` column: texts are treated as independent of each other.")
+    empty = sum(not rows.any() for rows in prepared.rows)
+    if empty:
+        found.append(f"{empty} of {len(texts)} texts have no row to measure within {options.max_length} tokens.")
     documents = len({example.document for example in texts})
     if documents < 10:
         found.append(f"Only {documents} documents: intervals rest on few units and are wide or unreliable.")

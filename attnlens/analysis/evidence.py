@@ -42,6 +42,8 @@ def decide(
         verdict, layers = "no", np.array([], dtype=int)
     else:
         verdict, layers = "unclear", np.array([], dtype=int)
+    if np.isnan(estimate).all() and verdict != "identical":
+        return _without_data()
     known = np.nan_to_num(np.abs(estimate))
     shown = int(layers[0]) if len(layers) else int(known.argmax())
     headline = _headline(profile, data, model=model, salience=salience, layer=shown)
@@ -62,11 +64,19 @@ def not_asked(texts: int, own_text: bool) -> Answer:
     return Answer("not asked", reason)
 
 
+def _without_data() -> Answer:
+    """The answer where no text has a number: a cut, a window or the rows of the task keep the words out of sight."""
+    reason = "No measured row sees both a marked word and its matched ordinary words."
+    rungs = tuple(Rung(i + 1, question, "not tested", reason) for i, question in enumerate(QUESTIONS))
+    return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=rungs)
+
+
 def _headline(profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, layer: int) -> dict[str, float]:
     """Numbers of the first screen, in units of 100 of the attention on content, at one layer."""
     share = data["share"].sel(salience=salience).isel(layer=layer).mean("head")
     both = document_means(share.sel(model=[data["model"].values[0], model]).values.T, data["document"].values)
-    before, after = 100 * np.nanmean(both, 0)
+    both = both[~np.isnan(both).any(1)]
+    before, after = 100 * both.mean(0) if len(both) else (np.nan, np.nan)
     row = profile.iloc[layer]
     return {
         "layer": layer + 1,

@@ -19,7 +19,7 @@ from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience.controls import matched_controls
 from attnlens.text.align import encode, pieces, words
-from attnlens.text.corpus import Corpus, Example, Span, read_corpus
+from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.text.embedded import embedded
 
 OPTIONS = CompareOptions(batch_size=7, passages=2)
@@ -336,25 +336,6 @@ def test_parts_of_another_model_are_not_taken(base: Checkpoint, tuned: Checkpoin
     mixed = compare(base, second, corpus=corpus, options=options)
     fresh = compare(base, second, corpus=corpus, options=CompareOptions(batch_size=7, passages=0))
     pd.testing.assert_frame_equal(mixed.tests, fresh.tests)
-
-
-def test_rows_that_cannot_see_a_marked_word_are_no_data(shared: Path):
-    """In a decoder only rows after the word count: its share does not depend on how late it stands (METRICS 1)."""
-    from attnlens.analysis.prepare import assemble
-    from attnlens.checkpoints.load import load
-
-    decoder = load(shared / "models" / "stories260K")
-    text = "The small dog ran away and then the old cat sat on a big red mat all day."
-    spot = text.index("red")
-    corpus = Corpus((Example(text, "a", "a", "x", (Span(spot, spot + 3, "x"),)),), "one", "", True)
-    prepared = prepare(corpus, [decoder], Reading("content", ("spans",)))
-    batch = assemble(prepared, np.array([0]), decoder)
-    first = int(batch.columns[0, :, 1].argmax())
-    assert first > 5
-    assert (batch.rows[0, :first, 1] == 0).all()
-    assert (batch.rows[0, first:, 1] == 1).all()
-    assert (batch.rows[0, 1:, 0] == 1).all()
-    assert torch.equal(batch.rows[..., 2], batch.rows[..., 3])
 
 
 def test_the_same_weights_in_two_dtypes_are_identical(base: Checkpoint, corpus: Corpus):
