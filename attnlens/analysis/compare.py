@@ -28,7 +28,7 @@ from attnlens.analysis.prepare import (
 )
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.weights import head_changes, weight_changes
-from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.load import Checkpoint, load, load_all
 from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
 from attnlens.text.align import Encoded, words
@@ -38,6 +38,7 @@ from attnlens.training.base import longest_input
 
 SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
 MOST_UNKNOWN = 0.10
+Given = Checkpoint | str | Path
 VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
 
 
@@ -68,8 +69,8 @@ class CompareOptions:
 
 
 def compare(
-    base: Checkpoint,
-    tuned: Checkpoint | Sequence[Checkpoint],
+    base: Given,
+    tuned: Given | Sequence[Given],
     *,
     corpus: Corpus,
     salience: Sequence[str] | None = None,
@@ -77,12 +78,13 @@ def compare(
 ) -> Comparison:
     """What tuning did to attention and layers of `base`, on `corpus`.
 
-    tuned: one or several models of the same backbone. salience: definitions of attnlens.salience, the headline first;
-    None chooses (spans, else keyness, else TextRank); () asks no focus question.
-    Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
+    base, tuned: checkpoints, or their folders or files; tuned: one or several of the same backbone. salience:
+    definitions of attnlens.salience, the headline first; None chooses (spans, else keyness, else TextRank); () asks no
+    focus question. Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
     """
     options = CompareOptions() if options is None else options
-    given = [base, *([tuned] if isinstance(tuned, Checkpoint) else tuned)]
+    given = _loaded([base, *([tuned] if isinstance(tuned, Given) else tuned)])
+    base = given[0]
     stored = [model.model.dtype for model in given]
     models = _widened(given)
     names = _check(models)
@@ -91,11 +93,11 @@ def compare(
     )
     corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    salience = (
-        tuple(dict.fromkeys(salience)) if salience is not None else () if options.probe else choose_salience(texts)
-    )
-    selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
     background = None if options.background is None else rendered(options.background, base.tokenizer)
+    if salience is None:
+        salience = () if options.probe else choose_salience(texts, background)
+    salience = tuple(dict.fromkeys(salience))
+    selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
     prepared = prepare(texts, models, Reading(selectors[0], salience, background, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
@@ -119,10 +121,17 @@ def compare(
     return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
 
+def _loaded(given: Sequence[Given]) -> list[Checkpoint]:
+    """Checkpoints as they are; paths are loaded, together where all are paths, so that adapters share their base."""
+    if len(given) < 2:
+        raise IncompatibleCheckpoints("a comparison needs a base and at least one tuned checkpoint")
+    if not any(isinstance(each, Checkpoint) for each in given):
+        return load_all(given)  # pyright: ignore[reportArgumentType]
+    return [each if isinstance(each, Checkpoint) else load(each) for each in given]
+
+
 def _check(models: Sequence[Checkpoint]) -> list[str]:
     """Distinct names of the models, which must share one backbone."""
-    if len(models) < 2:
-        raise IncompatibleCheckpoints("a comparison needs a base and at least one tuned checkpoint")
     base = models[0]
     for other in models[1:]:
         for key in ("model_type", *SHAPE):

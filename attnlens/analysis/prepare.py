@@ -69,17 +69,20 @@ class Prepared:
         return tuple(self.marks)
 
 
-def choose_salience(corpus: Corpus) -> tuple[str, ...]:
-    """The default: the spans of the data, else keyness where there are labels, else TextRank; the headline first.
+def choose_salience(corpus: Corpus, background: Corpus | None = None) -> tuple[str, ...]:
+    """The default: the spans of the data, else keyness where it marks any word, else TextRank; the headline first.
 
-    Spans that cover more than 20 % of the words stand second, behind the key words inside them (METRICS 2).
+    Keyness needs labels and enough training documents (`background`). Spans that cover more than 20 % of the words
+    stand second, behind the key words inside them (METRICS 2).
     """
     labels = len(corpus.labels) > 1
     if any(example.spans for example in corpus):
         marks = mark_words("spans", corpus, None)
         share = np.concatenate(marks).mean()
         return ("spans_keyness", "spans") if share > LONG_SPANS and labels else ("spans",)
-    return ("keyness",) if labels else ("textrank",)
+    if labels and any(mark.any() for mark in mark_words("keyness", corpus, background)):
+        return ("keyness",)
+    return ("textrank",)
 
 
 def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> Prepared:

@@ -216,6 +216,15 @@ def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
         open_comparison(tmp_path)
 
 
+def test_a_notebook_shows_the_answer(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison):
+    assert repr(comparison) == f"Comparison with base on 40 texts\ntuned: {comparison.answer}"
+    page = comparison._repr_html_()
+    assert comparison.answer.sentence in page and page.count("<tr") == 6
+    named = Checkpoint(tuned.model, tuned.tokenizer, "<img src=x>", {})
+    hostile = compare(base, named, corpus=corpus, salience=(), options=OPTIONS)._repr_html_()
+    assert "<img" not in hostile and "&lt;img src=x&gt;" in hostile
+
+
 def test_passages_keep_the_text_and_its_attention(comparison, corpus: Corpus):
     texts = {example.id: example for example in corpus}
     for passage in comparison.passages:
@@ -239,9 +248,13 @@ def test_rounding_to_the_narrower_dtype_is_measured(base: Checkpoint, corpus: Co
 
 
 def test_default_salience_follows_the_data(corpus: Corpus):
-    bare = [Example(e.text, e.id, e.document, e.label) for e in corpus]
     assert choose_salience(corpus) == ("spans",)
-    assert choose_salience(Corpus(tuple(bare), "x", "", True)) == ("keyness",)
+    whole = read_corpus(embedded("contracts_eval"))
+    bare = Corpus(tuple(Example(e.text, e.id, e.document, e.label) for e in whole), "x", "", True)
+    assert choose_salience(bare) == ("keyness",)
+    few = bare.sample(10, 0)  # too few documents for any word to be a keyword
+    assert choose_salience(few) == ("textrank",)
+    assert choose_salience(few, bare) == ("keyness",)
     unlabelled = [Example(e.text, e.id, e.document) for e in corpus]
     assert choose_salience(Corpus(tuple(unlabelled), "x", "", True)) == ("textrank",)
 
@@ -310,6 +323,14 @@ def not_finite(base: Checkpoint) -> Checkpoint:
 def test_models_that_cannot_be_compared(make, error, message: str, base: Checkpoint, corpus: Corpus):
     with pytest.raises(error, match=message):
         compare(base, make(base), corpus=corpus, options=OPTIONS)
+
+
+def test_paths_are_loaded(base: Checkpoint, corpus: Corpus, tmp_path: Path):
+    for name in ("one", "two"):
+        base.model.save_pretrained(tmp_path / name)
+        base.tokenizer.save_pretrained(tmp_path / name)
+    got = compare(tmp_path / "one", str(tmp_path / "two"), corpus=corpus, options=OPTIONS)
+    assert got.models == ["one", "two"] and got.answer.verdict == "identical"
 
 
 def test_texts_that_do_not_fit(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
