@@ -88,7 +88,8 @@ FINETUNE = [
     ("finetune BASE --data good.jsonl --device nonsense", "unknown device 'nonsense'"),
     ("finetune nowhere --data good.jsonl", "nowhere is no folder here"),
     ("finetune empty --data good.jsonl", "empty holds no config.json"),
-    ("finetune BASE --data good.jsonl --validation no_label.jsonl", "have a label unseen in training"),
+    ("finetune BASE --data good.jsonl --validation good.jsonl", "good.jsonl is the training data itself"),
+    ("finetune BASE --data good.jsonl --validation no_label.jsonl", "no_label.jsonl has no labels, which"),
 ]
 
 
