@@ -79,7 +79,7 @@ def _print(result: "Difference") -> None:
         _table(title, frame)
     for circuit, what in (("QK", "which words a head looks at"), ("OV", "what it makes of them")):
         rows = result.heads[(result.heads["circuit"] == circuit) & (result.heads["delta_norm"] > 0)]
-        for top in rows.nlargest(0 if result.is_rounding else 1, "relative").to_dict("records"):
+        for top in rows[~rows["rounding"].astype(bool)].nlargest(1, "relative").to_dict("records"):
             place = f"layer {top['layer'] + 1}, head {top['head'] + 1}"
             place = f"{top['stack']} {place}" if top["stack"] else place
             terminal.say(f"{what.capitalize()} ({circuit}) changed most in {place}: {_percent(top['relative'])}.")

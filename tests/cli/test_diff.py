@@ -62,6 +62,19 @@ def test_a_copy_in_another_dtype_is_called_rounding(attnlens: Run, place: Path):
     assert "the two differ by rounding alone" in " ".join(done.out.split()) and "changed most" not in done.out
 
 
+def test_heads_that_only_rounding_moved_are_not_presented(attnlens: Run, place: Path):
+    file = place / "copy" / "model.safetensors"
+    state = load_file(file)
+    state["encoder.layer.1.attention.output.dense.weight"] *= 2
+    save_file(state, file)
+    done = attnlens("diff", "BASE", "copy", "--no-spectra", "--json")
+    heads = json.loads(done.out)["heads"]
+    assert {row["circuit"] for row in heads if not row["rounding"]} == {"OV"}
+    assert all(row["relative"] > 0 for row in heads if row["circuit"] == "QK")
+    screen = attnlens("diff", "BASE", "copy", "--no-spectra").out
+    assert "(OV) changed most in layer 2" in screen and "(QK)" not in screen
+
+
 def test_an_adapter_alone_finds_its_base(attnlens: Run, place: Path):
     alone, both = (json.loads(attnlens("diff", *words, "--json").out) for words in (["adapter"], ["BASE", "adapter"]))
     assert alone == both and alone["tuned"] == "adapter"
