@@ -182,8 +182,8 @@ def margin(comparison: Comparison) -> float:
 
 
 def of_documents(comparison: Comparison, table: pd.DataFrame) -> str:
-    """'n = 40 documents (60 texts)' of a table with a column n."""
-    documents = sorted(set(table["n"].dropna().astype(int)))
+    """'n = 40 documents (60 texts)' of a table with a column n; rows without a document do not count."""
+    documents = sorted(set(table["n"].dropna().astype(int)) - {0}) or [0]
     of = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]}–{documents[-1]}"
     return f"n = {of} documents ({comparison.data.sizes['example']} texts)"
 

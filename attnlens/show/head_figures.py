@@ -15,9 +15,18 @@ def drawings(comparison: Comparison) -> list[Drawing]:
     """The figures by head that there are numbers for."""
     heads = heads_table(comparison)
     of_measure = [heads[heads["measure"] == measure] for measure in ("focus", "entropy_content")]
-    found = [head_shift(comparison, rows) for rows in of_measure if not rows.empty]
-    tops = [top_changed(comparison, rows) for rows in of_measure if (rows["estimate"].fillna(0) != 0).any()]
+    found = [head_shift(comparison, rows) for rows in of_measure if rows["estimate"].notna().any()]
+    tops = [top_changed(comparison, rows) for rows in of_measure if not most_changed(comparison, rows).empty]
     return [*found, *tops]
+
+
+def most_changed(comparison: Comparison, heads: pd.DataFrame) -> pd.DataFrame:
+    """The heads of the first tuned model that changed under the headline salience, the most changed first."""
+    headline = (comparison.salience or [""])[0] if (heads["measure"] == "focus").all() else ""
+    chosen = (heads["model"] == comparison.models[1]) & (heads["salience"] == headline)
+    rows = heads[chosen & heads["shown"] & (heads["estimate"].fillna(0) != 0)]
+    order = rows["estimate"].abs().sort_values(ascending=False, kind="stable").index
+    return rows.loc[order].head(SHOWN_HEADS)
 
 
 def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
@@ -54,10 +63,7 @@ def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
 def top_changed(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
     """The most changed heads of the first tuned model: base, tuned, change and its interval."""
     focus = heads["measure"].iloc[0] == "focus"
-    chosen = (heads["model"] == comparison.models[1]) & (heads["salience"] == heads["salience"].iloc[0])
-    rows = heads[chosen & heads["shown"]]
-    table = rows.loc[rows["estimate"].abs().sort_values(ascending=False, kind="stable").index].head(SHOWN_HEADS)
-    table = table.drop(columns=["measure", "shown"]).reset_index(drop=True)
+    table = most_changed(comparison, heads).drop(columns=["measure", "shown"]).reset_index(drop=True)
     what, unit = ("focus", "focus (points)") if focus else ("content entropy", "content entropy (% of its maximum)")
     model = f" of {comparison.models[1]}" if len(comparison.models) > 2 else ""
     caption = (

@@ -16,6 +16,7 @@ def ax():
 
 def profile(**changes: list[float]) -> pd.DataFrame:
     numbers = {"layer": [1, 2, 3], "estimate": [0.5, -1.0, 6.0], "low": [0.1, -3.0, 4.0], "high": [0.9, 1.0, 8.0]}
+    numbers["p_adjusted"] = [0.01, 0.01, 0.01]
     return pd.DataFrame({"model": "tuned", **(numbers | changes)})
 
 
@@ -36,6 +37,16 @@ def test_profile_fills_what_lies_beyond_the_margin(ax, margin: float | None, fil
     plots.layer_profile(profile(), ax, margin=margin)
     faces = [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()]
     assert faces == filled
+
+
+def test_profile_leaves_hollow_what_the_p_does_not_bear(ax):
+    plots.layer_profile(profile(p_adjusted=[0.01, 0.01, 0.2]), ax)
+    assert [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()] == [True, False, False]
+
+
+def test_profile_leaves_hollow_what_rounding_makes(ax):
+    plots.layer_profile(profile(floor=[0.2, 0.2, 0.2]), ax)
+    assert [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()] == [False, False, True]
 
 
 def test_profile_sets_models_side_by_side(ax):
@@ -129,10 +140,11 @@ def test_module_map_sets_the_floor_apart_and_marks_rounding(ax):
 
 
 def test_change_map_runs_from_nothing_to_the_limit(ax):
-    table = pd.DataFrame({"layer": [1, 1, 2], "head": [1, 2, 1], "relative": [0.0, 3.0, 6.0]})
+    table = pd.DataFrame({"layer": [1, 1, 2], "head": [1, 2, 1], "relative": [0.0, 3.0, 6.0], "rounding": False})
     map_plots.change_map(table, ax, limit=6.0)
     mesh = ax.collections[0]
     assert mesh.get_array().tolist() == [[0.0, 3.0], [6.0, None]] and mesh.get_clim() == (0, 6.0)
+    assert len(ax.collections) == 1, "nothing is veiled where nothing is rounding"
 
 
 def test_levels_begin_at_zero(ax):
