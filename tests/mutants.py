@@ -122,7 +122,7 @@ MUTANTS = [
     ("circuits.py", "(self.base_norm == 0) & (self.delta_norm > 0)", "self.base_norm < 0"),
     ("weights.py", "key=lambda dtype: torch.finfo(dtype).eps", "key=lambda dtype: -torch.finfo(dtype).bits"),
     ("weights.py", "replace(rounded, base_norm=weight_change(base, base).base_norm).relative", "rounded.relative"),
-    ("weights.py", "wider = base if tuned.dtype == coarser else tuned", "wider = base"),
+    ("weights.py", "wider = base if stored[1] == narrow else tuned", "wider = base"),
     ("weights.py", "lengths = math.sqrt(math.fsum(olds) * math.fsum(news))", "lengths = math.fsum(olds)"),
     ("moments.py", "self.m2 / ", "1.001 * self.m2 / "),
     ("multiplicity.py", '"bh")', '"by")'),

@@ -22,7 +22,7 @@ MODULES = (
     ("value", r"(?:\.|^)(?:value|value_proj|v_proj|v_lin|v_head|v_bias|v)\b"),
     ("query+key+value", r"(?:\.|^)(?:c_attn|qkv_proj|query_key_value|Wqkv|attention\.self\.in_proj)\."),
     ("norm", r"(?i:norm|(?:\.|^)ln_)"),
-    ("output", r"(?:attn|attention)\.(?:c_proj|post_proj|dense|Wo|output)\b|(?:\.|^)(?:o_proj|out_lin|out_proj|o)\."),
+    ("output", r"(?:attn|attention)\.(?:c_proj|post_proj|dense|Wo|output)\b|(?:\.|^)(?:o_proj|out_lin|out_proj|o)\b"),
     ("feed-forward", r"(?:\.|^)(?:mlp|ffn\w*|intermediate|output|fc1|fc2|feed_forward|DenseReluDense)\."),
     ("embeddings", EMBEDDING.pattern),
 )

@@ -159,6 +159,8 @@ def test_where_the_backbone_begins(names: list[str], root: str):
         ("layer_norm_emb.weight", "norm", -1),
         ("encoder.blocks.1.0.attention.q_head.weight", "query", 1),
         ("encoder.blocks.1.0.attention.post_proj.weight", "output", 1),
+        ("layer.5.rel_attn.q", "query", 5),
+        ("layer.5.rel_attn.o", "output", 5),
     ],
 )
 def test_names_are_understood(name: str, module: str, layer: int):
