@@ -109,7 +109,8 @@ def weights_finding(table: pd.DataFrame, *, shared: bool = False) -> str:
     if beyond.empty:
         return f"Weights differ by rounding alone (up to {size})"
     if numbered.empty:
-        return f"The weights{', shared by all layers,' if shared else ''} changed by {size} in all"
+        size = size.replace("their", "its")
+        return f"The whole backbone{', whose layers share their weights,' if shared else ''} changed by {size}"
     still = set(rows["layer"]) - set(moved["layer"])
     end = f"; rounding alone in {layers_named(moved.loc[rounded, 'layer'])}" if rounded.any() else ""
     end += f"; {layers_named(still)} did not change" if still else ""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from attnlens.show.plots import DIVERGING, GREYED, INK, QUIET, RISING, SIGNIFICANT, percent
 
@@ -73,8 +73,10 @@ def _lattice(size: int) -> dict:
 
 def _map_axes(ax: Axes, n_layers: int, n_heads: int) -> Axes:
     width, height = _inches(ax)
-    for axis, room in ((ax.xaxis, width / 0.19), (ax.yaxis, height / 0.14)):
+    for axis, room, count in ((ax.xaxis, width / 0.19, n_heads), (ax.yaxis, height / 0.14, n_layers)):
         axis.set_major_locator(MaxNLocator(nbins=int(np.clip(room, 3, 12)), integer=True, steps=[1, 2, 4, 5, 10]))
+        if count == 1:
+            axis.set_major_locator(FixedLocator([1]))
     ax.set_xlim(0.5, n_heads + 0.5)
     ax.set_ylim(0.5, n_layers + 0.5)
     return _bare(ax)

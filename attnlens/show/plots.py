@@ -155,8 +155,11 @@ def weight_bars(table: pd.DataFrame, ax: Axes, *, outside: str = "other") -> Axe
             ax.hlines(floor, x - half, x + half, label="rounding alone", **look)
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers would be formulas
     else:
         ax.set_ylim(0, 1.14 * float(table[["relative", "floor"]].to_numpy().max()) or 1.0)
+    if len(places) == 1:  # one bar need not be as wide as the figure
+        ax.set_xlim(-1.5, 1.5)
     every = 1 + (len(places) - 1) // 14
     ax.set_xticks(range(0, len(places), every), [outside if place == 0 else str(place) for place in places[::every]])
     ax.grid(axis="y", color=FAINT, linewidth=0.6)

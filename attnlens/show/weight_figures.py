@@ -76,12 +76,12 @@ def weight_modules(comparison: Comparison) -> Drawing:
         title = f"Among the kinds of matrices, {moved.idxmax()} moved most (up to {plots.percent(moved.max())} %)"
     else:
         title = "No kind of matrix changed" + (" beyond rounding" if table["relative"].max() > 0 else "")
-    alone = " r: nothing but rounding." if table["rounding"].any() else ""
+    letter = " r: nothing but rounding." if table["rounding"].any() else ""
     caption = (
         f"Weight change by kind of matrix{'' if alone else ' and layer'}, √ΣΔ²/√ΣW² in percent."
         f"{SHARED if shares_layers(comparison) else ''} Query and key can be rotated together "
         f"without any effect on attention: a change there need not be a change of attention."
-        f"{_floor(table, 'Last column, floor: ')}{alone}"
+        f"{_floor(table, 'Last column, floor: ')}{letter}"
     )
     height = 0.6 + 0.23 * table["module"].nunique()
     draw = panels(Layout(len(models), height, "" if alone else "layer", bar="weight change (%)"), panel)
@@ -91,7 +91,8 @@ def weight_modules(comparison: Comparison) -> Drawing:
 def circuit_change(comparison: Comparison) -> Drawing:
     """Layer × head maps of the change of the products W_Qᵀ·W_K and W_O·W_V, two panels for each tuned model."""
     table = circuits_table(comparison)
-    limit = float(np.nanmax(table["relative"].to_numpy(float), initial=0.0)) or 1.0
+    coloured = table if table["rounding"].all() else table[~table["rounding"]]
+    limit = float(np.nanmax(coloured["relative"].to_numpy(float), initial=0.0)) or 1.0
     names = labels(comparison.models, limit=18)  # two maps side by side even in a narrow column
     pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
     several, shared = len(comparison.models) > 2, shares_layers(comparison)

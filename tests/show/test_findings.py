@@ -119,10 +119,14 @@ def test_layers_that_share_their_weights(comparison: Comparison, layer: int):
     found = drawings_of(shared)
     percent = plots.percent(whole["relative"].iloc[0])
     assert found["weight_change"].title == (
-        f"The weights, shared by all layers, changed by {percent} % of their size in all"
+        f"The whole backbone, whose layers share their weights, changed by {percent} % of its size"
     )
     assert "layer" not in found["circuit_change"].title and "head" in found["circuit_change"].title
     assert "shared by all layers" in found["circuit_change"].caption
+    assert found["weight_modules"].caption.startswith("Weight change by kind of matrix, ")
+    figure = found["circuit_change"].draw(6.75)
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["1"], "one block, no halves of it"
     for name in ("weight_change", "weight_modules", "circuit_change"):
         found[name].draw(6.75).draw_without_rendering()
 

@@ -113,6 +113,8 @@ def test_a_wide_range_of_changes_is_drawn_on_a_log_axis(ax):
     plots.weight_bars(table, ax)
     assert ax.get_yscale() == "log" and not ax.patches
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [np.nan, 0.01, 4.0])
+    ax.figure.draw_without_rendering()
+    assert {"0.01", "0.1", "1"} <= {label.get_text() for label in ax.get_yticklabels()}, "numbers, no formulas"
 
 
 def test_bars_stand_beside_what_rounding_makes(ax):
