@@ -113,7 +113,7 @@ def compare(
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
     answers = _answers(data, tests, weights, options, len(texts))
     passages = choose_passages(models, prepared, tests, options.passages, options.seed)
-    provenance = _provenance(models, names, texts, prepared, options) | {
+    provenance = _provenance(given, names, texts, prepared, options) | {
         "rows": selectors[0],
         "rounding": rounding,
         "warnings": [*_readers(names, selectors), *_warnings(base, texts, prepared, options)],
@@ -288,7 +288,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Where the numbers come from; no home directory, host or user in it."""
     return {
-        "models": [{"name": name, **_history(model.provenance)} for name, model in zip(names, models, strict=True)],
+        "models": [{"name": name, **_history(model)} for name, model in zip(names, models, strict=True)],
         "data": {
             "name": texts.name,
             "sha256": texts.checksum,
@@ -306,8 +306,11 @@ def _provenance(
     }
 
 
-def _history(facts: dict[str, Any]) -> dict[str, Any]:
+def _history(model: Checkpoint) -> dict[str, Any]:
     """Where a model came from, without the row numbers of its data: there may be millions."""
+    facts = model.provenance
+    if model.checksum is not None and not model.is_as_loaded:
+        facts = facts | {"sha256": None, "edited": "in memory, after loading"}
     training = facts.get("training")
     if training is None:
         return facts

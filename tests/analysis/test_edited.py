@@ -63,7 +63,11 @@ def test_a_comparison_sees_the_change_in_weights_too(folder: Path, corpus: Corpu
     with torch.no_grad():
         query(tuned).weight.mul_(1.5)
     options = attnlens.CompareOptions(passages=0)
-    weights = attnlens.compare(base, tuned, corpus=corpus.sample(8, 0), options=options).weights
+    got = attnlens.compare(base, tuned, corpus=corpus.sample(8, 0), options=options)
+    first, second = got.provenance["models"]
+    assert first["sha256"] and "edited" not in first
+    assert second["sha256"] is None and second["edited"] == "in memory, after loading"
+    weights = got.weights
     assert weights["matrix"][weights["delta_norm"] > 0].tolist() == ["encoder.layer.1.attention.self.query.weight"]
 
 
