@@ -175,7 +175,8 @@ def heads_of(both: Opened) -> pd.DataFrame:
             columns = (column.tolist() for column in (*change, change.relative, floor, rounding))
             for head, values in enumerate(zip(*columns, strict=True)):
                 rows.append((both.names[1], site, first.stack, first.layer, head, circuit, *values))
-    return pd.DataFrame(rows, columns=list(HEADS))
+    numbers = {**dict.fromkeys(PRODUCT, float), "layer": int, "head": int, "rounding": bool}  # also without a row
+    return pd.DataFrame(rows, columns=list(HEADS)).astype(numbers)
 
 
 def _products(

@@ -157,3 +157,15 @@ def test_faults_are_one_line(attnlens: Run, place: Path):
         assert refused(done, message), (words, done)
         assert not (place / "out").exists()
     assert attnlens("diff", "BASE", "TUNED", "copy").code == 2
+
+
+def test_files_without_a_config_are_compared_without_heads(attnlens: Run, tmp_path: Path):
+    model = tf.BertModel(
+        tf.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
+    )
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        state = {key: factor * tensor.contiguous() for key, tensor in model.state_dict().items()}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    done = attnlens("diff", "a.safetensors", "b.safetensors")
+    assert done.code == 0 and "The weights moved by 50 % of their norm" in done.out
+    assert "changed most" not in done.out
