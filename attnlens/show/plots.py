@@ -89,7 +89,8 @@ def layer_level(table: pd.DataFrame, ax: Axes) -> Axes:
     table: columns model, layer (from 1), estimate, low, high.
     """
     _bands(table.assign(filled=True), ax)
-    ax.set_ylim(0, 1.1 * float(table["high"].max()) or 1.0)
+    top = float(table[["estimate", "high"]].max(axis=None))
+    ax.set_ylim(0, 1.1 * top if top > 0 else 1.0)  # few documents have no interval, and NaN is not above 0
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     return ax
 

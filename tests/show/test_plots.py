@@ -213,3 +213,13 @@ def test_signs(value: float, text: str):
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.434, "0.43"), (0.999, "1.0"), (3.24, "3.2"), (12.4, "12")])
 def test_percentages(value: float, text: str):
     assert plots.percent(value) == text
+
+
+@pytest.mark.parametrize(("high", "top"), [([0.2, 0.4], 0.44), ([np.nan, np.nan], 0.33), ([0.0, 0.0], 0.33)])
+def test_a_level_without_an_interval_has_an_axis(high: list[float], top: float):
+    """Three documents have no band: the axis follows the estimates; without any number it goes to 1."""
+    table = pd.DataFrame({"model": "m", "layer": [1, 2], "estimate": [0.1, 0.3], "low": 0.0, "high": high})
+    ax = plots.layer_level(table, Figure().subplots())
+    assert ax.get_ylim() == pytest.approx((0, top))
+    empty = plots.layer_level(table.assign(estimate=np.nan, high=np.nan), Figure().subplots())
+    assert empty.get_ylim() == (0, 1)
