@@ -60,7 +60,7 @@ def _check_end(base: Base, row: str, ids: list[int]) -> None:
     """An encoder–decoder classifies at the end-of-text token, of which each text must have one."""
     number = base.model.config.eos_token_id
     token = "(none)" if number is None else base.tokenizer.convert_ids_to_tokens(number)
-    count = ids.count(number)
+    count = ids.count(number) if isinstance(number, int) else 0
     if count == 0:
         raise UnsupportedModel(
             f"{base.name} classifies at the end-of-text token {token!r}, which the tokenizer of {base.name} does not "
