@@ -54,6 +54,11 @@ def focus_finding(comparison: Comparison) -> str:
     }.get(answer.verdict, "Whether attention moved to the marked words stays open on these texts")
 
 
+def points(value: float) -> str:
+    """'+1.2 points'; a change that would be printed as 0.0 is 'below 0.1 points'."""
+    return "below 0.1 points" if 0 < abs(value) < 0.05 else f"{signed(value)} points"
+
+
 def entropy_finding(table: pd.DataFrame) -> str:
     """Where attention became more concentrated or more spread out. table: the rows of one model, one row a layer."""
     if table["estimate"].isna().all():
@@ -69,8 +74,7 @@ def entropy_finding(table: pd.DataFrame) -> str:
     ]
     top = found.iloc[int(found["estimate"].abs().to_numpy().argmax())]
     most = "" if len(found) == 1 else f", most in layer {int(top['layer'])}"
-    size = signed(top["estimate"])
-    return f"Attention became {' and '.join(parts)}{most} ({'below 0.1' if float(size[1:] or 0) == 0 else size} points)"
+    return f"Attention became {' and '.join(parts)}{most} ({points(top['estimate'])})"
 
 
 def heads_finding(table: pd.DataFrame, what: str) -> str:
@@ -122,7 +126,7 @@ def top_heads_finding(table: pd.DataFrame, what: str) -> str:
     top = table.iloc[0]
     head = f"Layer {int(top['layer'])}, head {int(top['head'])}"
     doubt = "" if top["p_adjusted"] < SIGNIFICANT else ", but not beyond chance"
-    return f"{head} changed its {what} most ({signed(top['estimate'])} points){doubt}"
+    return f"{head} changed its {what} most ({points(top['estimate'])}){doubt}"
 
 
 def most_moved(table: pd.DataFrame, column: str) -> pd.Series:
@@ -161,6 +165,8 @@ def received_finding(table: pd.DataFrame) -> str:
     top = most_moved(table, "change")
     if top["change"] == 0:
         return "Marked words receive what they received before"
+    if abs(top["change"]) < 0.005:  # it would be printed as 0.00
+        return "Against matched words, marked words receive what they received before, within 0.01 × uniform"
     more = "more" if top["change"] > 0 else "less"
     doubt = "" if top["low"] > 0 or top["high"] < 0 else ", but not beyond chance"
     doubt = "; too few documents for an interval" if pd.isna(top["low"]) else doubt
@@ -180,6 +186,8 @@ def refocusing_finding(table: pd.DataFrame) -> str:
     top = most_moved(layers, "change")
     if top["change"] == 0:
         return "Attention on the marked words did not move"
+    if abs(top["change"]) < 0.05:  # it would be printed as 0.0
+        return "Attention on the marked words moved by less than 0.1 points in every layer"
     larger = abs(top["refocusing"]) >= abs(top["sink_release"])
     first, second = ("refocusing", "sink release") if larger else ("sink release", "refocusing")
     return (

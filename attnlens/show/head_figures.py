@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, map_plots, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_documents, of_first_model, panels
+from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_attention, of_documents, panels
 from attnlens.show.tables import heads_table
 
 SHOWN_HEADS = 10
@@ -56,7 +56,7 @@ def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
     )
     unit = "change of focus (points)" if focus else "change of entropy (points)"
     draw = panels(Layout(len(models), map_height(int(table["layer"].max())), "head", "layer", bar=unit), panel)
-    title = of_first_model(comparison, table[table["shown"]], lambda rows: findings.heads_finding(rows, what))
+    title = of_attention(comparison, table[table["shown"]], lambda rows: findings.heads_finding(rows, what))
     return Drawing("focus_heads" if focus else "entropy_heads", "heads", title, caption, table, draw)
 
 
@@ -72,5 +72,6 @@ def top_changed(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
         "picked because they changed most, so these changes are on the high side."
     )
     draw = panels(Layout(1, 0.55 + 0.21 * len(table), unit), lambda ax, _: plots.top_heads(table, ax))
+    title = of_attention(comparison, table, lambda rows: findings.top_heads_finding(rows, what))
     name = "focus_top_heads" if focus else "entropy_top_heads"
-    return Drawing(name, "heads", findings.top_heads_finding(table, what), caption, table, draw)
+    return Drawing(name, "heads", title, caption, table, draw)

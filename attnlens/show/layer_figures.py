@@ -11,8 +11,8 @@ from attnlens.show.drawing import (
     Layout,
     labels,
     margin,
+    of_attention,
     of_documents,
-    of_first_model,
     panels,
 )
 from attnlens.show.tables import entropy_table, jsd_table, tests_table
@@ -64,7 +64,7 @@ def entropy_profile(comparison: Comparison) -> Drawing:
         f"leaves out zero{alone}, and adjusted p < .05."
     )
     draw = panels(Layout(1, 2.35, "layer", "change of entropy (points)"), lambda ax, _: plots.layer_profile(shown, ax))
-    title = of_first_model(comparison, table, findings.entropy_finding)
+    title = of_attention(comparison, table, findings.entropy_finding)
     return Drawing("entropy_profile", "layers", title, caption, table, draw)
 
 
@@ -81,5 +81,5 @@ def jsd_profile(comparison: Comparison) -> Drawing:
         f"checkpoints differ: the null to hold it against is the JSD between two training seeds, not zero.{alone}"
     )
     draw = panels(Layout(1, 2.35, "layer", "JSD (% of its maximum)"), lambda ax, _: plots.layer_level(shown, ax))
-    title = of_first_model(comparison, table, findings.jsd_finding)
+    title = of_attention(comparison, table, findings.jsd_finding)
     return Drawing("jsd_profile", "layers", title, caption, table, draw)

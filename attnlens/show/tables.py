@@ -98,6 +98,13 @@ def _backbone(comparison: Comparison) -> pd.DataFrame:
     return weights[weights["kind"] == "backbone"]
 
 
+def rounding_alone(comparison: Comparison, model: str) -> bool:
+    """Whether the weights of a tuned model differ from the base's by nothing but rounding."""
+    backbone = _backbone(comparison)
+    changed = backbone[(backbone["model"] == model) & (backbone["delta_norm"] > 0)]
+    return "rounding" in changed and not changed.empty and bool(changed["rounding"].astype(bool).all())
+
+
 def weight_layers(comparison: Comparison) -> pd.DataFrame:
     """Weight change per model and layer in percent of the layer's size; layer empty = outside the layers.
 

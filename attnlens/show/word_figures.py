@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.show import findings, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_documents, of_first_model, panels
+from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_attention, of_documents, panels
 from attnlens.show.text_plot import text_blocks
 from attnlens.show.word_tables import received_table, refocusing_table
 
@@ -49,7 +49,7 @@ def received(comparison: Comparison, table: pd.DataFrame) -> Drawing:
         f"{plots.signed(top['change'], 2)} ({_interval(top)}), over {of_documents(comparison, table)}."
     )
     draw = panels(Layout(len(models), 2.35, "layer", "received attention (× uniform)"), panel)
-    title = of_first_model(comparison, table, findings.received_finding)
+    title = of_attention(comparison, table, findings.received_finding)
     return Drawing("received_profile", "words", title, caption, table, draw)
 
 
@@ -80,7 +80,7 @@ def refocusing(comparison: Comparison, table: pd.DataFrame) -> Drawing:
         f"no test of single heads; {of_documents(comparison, table)}."
     )
     layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer", whole=True)
-    title = of_first_model(comparison, table, findings.refocusing_finding)
+    title = of_attention(comparison, table, findings.refocusing_finding)
     return Drawing("refocusing", "words", title, caption, table, panels(layout, panel))
 
 

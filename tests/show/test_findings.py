@@ -356,3 +356,23 @@ def test_without_the_mass_there_is_no_refocusing(comparison: Comparison):
 
 def test_weight_layers_still_hold_one_row_a_layer(comparison: Comparison):
     assert weight_layers(comparison)["layer"].dropna().tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_rounded_copy_changed_by_rounding_alone(comparison: Comparison):
+    copy = dataclasses.replace(comparison, weights=comparison.weights.assign(rounding=True, floor=1.0))
+    found = drawings_of(copy)
+    for name in ("entropy_heads", "focus_top_heads", "refocusing", "received_profile", "jsd_profile"):
+        assert found[name].title.startswith("By rounding alone: "), name
+    assert not drawings_of(comparison)["entropy_heads"].title.startswith("By rounding")
+
+
+def test_a_change_too_small_to_print_is_no_move():
+    heads = pd.DataFrame({"layer": [1], "refocusing": 0.02, "sink_release": 0.01, "change": 0.03})
+    assert findings.refocusing_finding(heads) == (
+        "Attention on the marked words moved by less than 0.1 points in every layer"
+    )
+    top = pd.DataFrame({"layer": [1], "head": [2], "estimate": [-0.01], "p_adjusted": [0.01]})
+    assert findings.top_heads_finding(top, "focus") == "Layer 1, head 2 changed its focus most (below 0.1 points)"
+    row = {"marked_base": 1.0, "marked_tuned": 1.002, "control_base": 1.0, "control_tuned": 1.0}
+    received = pd.DataFrame([{"layer": 1, "change": 0.002, "low": 0.001, "high": 0.003, **row}])
+    assert findings.received_finding(received).endswith("what they received before, within 0.01 × uniform")
