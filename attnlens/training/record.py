@@ -53,7 +53,7 @@ def recorded_corpus(record: dict[str, Any], part: str) -> Corpus | None:
 def recorded_columns(record: dict[str, Any] | None, path: Path) -> dict[str, str] | None:
     """Of the columns that a run was told to read, those that another file has too; None where there are none."""
     named = ((record or {}).get("options") or {}).get("columns")
-    if not named:
+    if not isinstance(named, dict):
         return None
     present = {column for _, row in raw_rows(path, ()) for column in row}
     return {field: column for field, column in named.items() if column in present} or None
