@@ -26,8 +26,8 @@ def decide(
 
     profile: the rows of family "profile", layers in order. "yes" iff some lower simultaneous bound > SESOI; "away" iff
     some upper bound < −SESOI and none is yes; both need the adjusted sign-flip p too, exact where documents are
-    few. "no" iff all layers have an interval and are equivalent to 0 at the SESOI; "identical" iff the models are;
-    else "unclear".
+    few. "no" iff all layers are equivalent to 0 at the SESOI, by test and with their whole interval; "identical" iff
+    the models are; else "unclear".
     """
     low, high, estimate = (profile[name].to_numpy() for name in ("low", "high", "estimate"))
     tested = profile["p_adjusted"].to_numpy() < ALPHA
@@ -40,7 +40,7 @@ def decide(
         verdict, layers = "yes", toward[np.argsort(-estimate[toward])]
     elif len(away):
         verdict, layers = "away", away[np.argsort(estimate[away])]
-    elif (profile["p_equivalence"] < ALPHA).all() and np.isfinite(low).all():
+    elif (profile["p_equivalence"] < ALPHA).all() and (low > -sesoi).all() and (high < sesoi).all():
         verdict, layers = "no", np.array([], dtype=int)
     else:
         verdict, layers = "unclear", np.array([], dtype=int)

@@ -31,8 +31,8 @@ NOT_KNOWN = {
     5: "whether the outputs rely on these words",
 }
 ROWS = {
-    "cls": "the first token, from which this classifier reads",
-    "last": "the last token, from which this classifier reads",
+    "cls": "the first token, from which a classifier of this kind reads",
+    "last": "the last token, from which a classifier of this kind reads",
     "content": "all words",
     "completion": "the words of the completion, looking at the prompt",
 }
