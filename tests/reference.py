@@ -117,7 +117,8 @@ def _grouped(problem: Problem, out: dict, where: tuple[int, int, int], keys: tup
             continue
         content = log_sum([logits[at] for at in inside])
         kept = [at for at in members if at in inside]
-        out["share"][where][g] = math.fsum(math.exp(logits[at] - content) for at in kept)
+        if kept:
+            out["share"][where][g] = math.fsum(math.exp(logits[at] - content) for at in kept)
         rest = [at for at in inside if at not in kept]
         if g in (0, 1) and kept and rest:
             sides = [log_sum([logits[at] for at in side]) - math.log(len(side)) for side in (kept, rest)]

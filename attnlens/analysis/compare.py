@@ -17,10 +17,18 @@ from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
 from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.passages import choose_passages
-from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
+from attnlens.analysis.prepare import (
+    SELECTORS,
+    Prepared,
+    Reading,
+    choose_salience,
+    prepare,
+    row_selector,
+    unknown_share,
+)
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.weights import head_changes, weight_changes
-from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.load import Checkpoint, load, load_all
 from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
 from attnlens.text.align import Encoded, words
@@ -30,6 +38,7 @@ from attnlens.training.base import longest_input
 
 SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
 MOST_UNKNOWN = 0.10
+Given = Checkpoint | str | Path
 VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
 
 
@@ -60,8 +69,8 @@ class CompareOptions:
 
 
 def compare(
-    base: Checkpoint,
-    tuned: Checkpoint | Sequence[Checkpoint],
+    base: Given,
+    tuned: Given | Sequence[Given],
     *,
     corpus: Corpus,
     salience: Sequence[str] | None = None,
@@ -69,12 +78,13 @@ def compare(
 ) -> Comparison:
     """What tuning did to attention and layers of `base`, on `corpus`.
 
-    tuned: one or several models of the same backbone. salience: definitions of attnlens.salience, the headline first;
-    None chooses (spans, else keyness, else TextRank); () asks no focus question.
-    Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
+    base, tuned: checkpoints, or their folders or files; tuned: one or several of the same backbone. salience:
+    definitions of attnlens.salience, the headline first; None chooses (spans, else keyness, else TextRank); () asks no
+    focus question. Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
     """
     options = CompareOptions() if options is None else options
-    given = [base, *([tuned] if isinstance(tuned, Checkpoint) else tuned)]
+    given = _loaded([base, *([tuned] if isinstance(tuned, Given) else tuned)])
+    base = given[0]
     stored = [model.model.dtype for model in given]
     models = _widened(given)
     names = _check(models)
@@ -83,12 +93,12 @@ def compare(
     )
     corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    salience = (
-        tuple(dict.fromkeys(salience)) if salience is not None else () if options.probe else choose_salience(texts)
-    )
-    selector = options.rows or row_selector(models[1], texts)
     background = None if options.background is None else rendered(options.background, base.tokenizer)
-    prepared = prepare(texts, models, Reading(selector, salience, background, options.max_length, options.seed))
+    if salience is None:
+        salience = () if options.probe else choose_salience(texts, background)
+    salience = tuple(dict.fromkeys(salience))
+    selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
+    prepared = prepare(texts, models, Reading(selectors[0], salience, background, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
         raise CorpusError(
@@ -103,18 +113,25 @@ def compare(
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
     answers = _answers(data, tests, weights, options, len(texts))
     passages = choose_passages(models, prepared, tests, options.passages, options.seed)
-    provenance = _provenance(models, names, texts, prepared, options) | {
-        "rows": selector,
+    provenance = _provenance(given, names, texts, prepared, options) | {
+        "rows": selectors[0],
         "rounding": rounding,
-        "warnings": _warnings(base, texts, prepared, options),
+        "warnings": [*_readers(names, selectors), *_warnings(base, texts, prepared, options)],
     }
     return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
 
+def _loaded(given: Sequence[Given]) -> list[Checkpoint]:
+    """Checkpoints as they are; paths are loaded, together where all are paths, so that adapters share their base."""
+    if len(given) < 2:
+        raise IncompatibleCheckpoints("a comparison needs a base and at least one tuned checkpoint")
+    if not any(isinstance(each, Checkpoint) for each in given):
+        return load_all(given)  # pyright: ignore[reportArgumentType]
+    return [each if isinstance(each, Checkpoint) else load(each) for each in given]
+
+
 def _check(models: Sequence[Checkpoint]) -> list[str]:
     """Distinct names of the models, which must share one backbone."""
-    if len(models) < 2:
-        raise IncompatibleCheckpoints("a comparison needs a base and at least one tuned checkpoint")
     base = models[0]
     for other in models[1:]:
         for key in ("model_type", *SHAPE):
@@ -223,6 +240,14 @@ def _answers(
     return answers
 
 
+def _readers(names: Sequence[str], selectors: Sequence[str]) -> list[str]:
+    """A line for tuned models whose heads read other rows than those that are measured."""
+    others = [name for name, selector in zip(names[1:], selectors, strict=True) if selector != selectors[0]]
+    if not others:
+        return []
+    return [f"Rows measured: {SELECTORS[selectors[0]]}, as in {names[1]}; {', '.join(others)} would read others."]
+
+
 def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:
     """What page one must say about the data."""
     found = []
@@ -230,6 +255,9 @@ def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: Comp
         found.append("Of this encoder–decoder the encoder's attention alone was measured.")
     if not texts.has_documents:
         found.append("The data has no `document` column: texts are treated as independent of each other.")
+    empty = sum(not rows.any() for rows in prepared.rows)
+    if empty:
+        found.append(f"{empty} of {len(texts)} texts have no row to measure within {options.max_length} tokens.")
     documents = len({example.document for example in texts})
     if documents < 10:
         found.append(f"Only {documents} documents: intervals rest on few units and are wide or unreliable.")
@@ -260,7 +288,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Where the numbers come from; no home directory, host or user in it."""
     return {
-        "models": [{"name": name, **_history(model.provenance)} for name, model in zip(names, models, strict=True)],
+        "models": [{"name": name, **_history(model)} for name, model in zip(names, models, strict=True)],
         "data": {
             "name": texts.name,
             "sha256": texts.checksum,
@@ -278,8 +306,11 @@ def _provenance(
     }
 
 
-def _history(facts: dict[str, Any]) -> dict[str, Any]:
+def _history(model: Checkpoint) -> dict[str, Any]:
     """Where a model came from, without the row numbers of its data: there may be millions."""
+    facts = model.provenance
+    if model.checksum is not None and not model.is_as_loaded:
+        facts = facts | {"sha256": None, "edited": "in memory, after loading"}
     training = facts.get("training")
     if training is None:
         return facts

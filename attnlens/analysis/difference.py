@@ -86,6 +86,8 @@ def _rounding(backbone: pd.DataFrame) -> list[str]:
     about = f"The checkpoints are stored in different dtypes, and rounding alone changes the weights by {floor:.2e}."
     if rounded == len(changed):
         return [f"{about} No matrix changed by more than its rounding: the two differ by rounding alone."]
+    if rounded == 0:
+        return [about]
     return [f"{about} {rounded} of {len(changed)} changed matrices did not change by more: those changes are rounding."]
 
 

@@ -1,5 +1,7 @@
 """The answer and its evidence ladder (METRICS 6.8): a verdict in plain words; five rungs, yes, no or not tested."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -24,8 +26,8 @@ def decide(
 
     profile: the rows of family "profile", layers in order. "yes" iff some lower simultaneous bound > SESOI; "away" iff
     some upper bound < −SESOI and none is yes; both need the adjusted sign-flip p too, exact where documents are
-    few. "no" iff all layers have an interval and are equivalent to 0 at the SESOI; "identical" iff the models are;
-    else "unclear".
+    few. "no" iff all layers are equivalent to 0 at the SESOI, by test and with their whole interval; "identical" iff
+    the models are; else "unclear".
     """
     low, high, estimate = (profile[name].to_numpy() for name in ("low", "high", "estimate"))
     tested = profile["p_adjusted"].to_numpy() < ALPHA
@@ -38,10 +40,12 @@ def decide(
         verdict, layers = "yes", toward[np.argsort(-estimate[toward])]
     elif len(away):
         verdict, layers = "away", away[np.argsort(estimate[away])]
-    elif (profile["p_equivalence"] < ALPHA).all() and np.isfinite(low).all():
+    elif (profile["p_equivalence"] < ALPHA).all() and (low > -sesoi).all() and (high < sesoi).all():
         verdict, layers = "no", np.array([], dtype=int)
     else:
         verdict, layers = "unclear", np.array([], dtype=int)
+    if np.isnan(estimate).all() and verdict != "identical":
+        return _without_data()
     known = np.nan_to_num(np.abs(estimate))
     shown = int(layers[0]) if len(layers) else int(known.argmax())
     headline = _headline(profile, data, model=model, salience=salience, layer=shown)
@@ -62,11 +66,19 @@ def not_asked(texts: int, own_text: bool) -> Answer:
     return Answer("not asked", reason)
 
 
+def _without_data() -> Answer:
+    """The answer where no text has a number: a cut, a window or the rows of the task keep the words out of sight."""
+    reason = "No measured row sees both a marked word and its matched ordinary words."
+    rungs = tuple(Rung(i + 1, question, "not tested", reason) for i, question in enumerate(QUESTIONS))
+    return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=rungs)
+
+
 def _headline(profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, layer: int) -> dict[str, float]:
     """Numbers of the first screen, in units of 100 of the attention on content, at one layer."""
     share = data["share"].sel(salience=salience).isel(layer=layer).mean("head")
     both = document_means(share.sel(model=[data["model"].values[0], model]).values.T, data["document"].values)
-    before, after = 100 * np.nanmean(both, 0)
+    both = both[~np.isnan(both).any(1)]
+    before, after = 100 * both.mean(0) if len(both) else (np.nan, np.nan)
     row = profile.iloc[layer]
     return {
         "layer": layer + 1,
@@ -97,21 +109,31 @@ def signed(value: float, digits: int = 1) -> str:
     return ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
-def _interval(low: float, high: float) -> str:
+def _digits(*values: float) -> int:
+    """Decimals that show the largest of some values: one, or as many as give it two digits."""
+    largest = max((abs(value) for value in values if np.isfinite(value)), default=0.0)
+    return 1 if largest >= 0.1 or largest == 0 else min(1 - math.floor(math.log10(largest)), 9)
+
+
+def _interval(low: float, high: float, digits: int) -> str:
     if np.isnan(low) or np.isnan(high):
         return "no interval: too few documents"
-    return f"95 % {signed(low)} … {signed(high)}"
+    return f"95 % {signed(low, digits)} … {signed(high, digits)}"
+
+
+def _documents(count: float) -> str:
+    return f"{count:.0f} document{'' if count == 1 else 's'}"
 
 
 def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     if verdict == "identical":
         return "Identical. The two checkpoints give exactly the same attention on every text."
+    net = (headline["estimate"], headline["low"], headline["high"])
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
         f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
-        f"{signed(headline['estimate'])} ({_interval(headline['low'], headline['high'])}; "
-        f"{headline['documents']:.0f} documents)."
+        f"{signed(net[0], _digits(*net))} ({_interval(*net[1:], _digits(*net))}; {_documents(headline['documents'])})."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
     opening = {
@@ -133,19 +155,23 @@ def _rungs(verdict: str, profile: pd.DataFrame, shown: int, sesoi: float) -> tup
     sizes = profile["estimate"].abs().to_numpy()
     layer = int(np.where(beyond, sizes, -1.0).argmax()) if beyond.any() else shown
     row = profile.iloc[layer]
-    interval = _interval(100 * row["low"], 100 * row["high"])
+    bounds = (100 * row["low"], 100 * row["high"])
     margin = f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter"
     clears = (
         f"clears it in {layer_names(tuple(np.flatnonzero(large).tolist()))}" if large.any() else "clears it nowhere"
     )
+
+    found = f"Layer {layer + 1}: {_interval(*bounds, _digits(*bounds))}, simultaneous over layers; "
+    if np.isfinite(low).any():
+        sampling, size = ("yes" if shown.any() else "no" for shown in (beyond, large))
+        details = f"{found}sign-flip p = {row['p_adjusted']:.2g}.", f"Against {margin}: the interval {clears}."
+    else:
+        sampling = size = "not tested"
+        lacking = f"No interval: {_documents(row['n'])} with a marked word that has a match; give more documents."
+        details = lacking, lacking
     return (
-        Rung(
-            1,
-            QUESTIONS[0],
-            "yes" if beyond.any() else "no",
-            f"Layer {layer + 1}: {interval}, simultaneous over layers; sign-flip p = {row['p_adjusted']:.2g}.",
-        ),
-        Rung(2, QUESTIONS[1], "yes" if large.any() else "no", f"Against {margin}: the interval {clears}."),
+        Rung(1, QUESTIONS[0], sampling, details[0]),
+        Rung(2, QUESTIONS[1], size, details[1]),
         Rung(
             3,
             QUESTIONS[2],

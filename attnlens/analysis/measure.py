@@ -90,8 +90,10 @@ def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[
     for encoded, columns, rows in zip(prepared.encodings, prepared.columns, prepared.rows, strict=True):
         digest.update(encoded.ids.tobytes() + columns.tobytes() + rows.tobytes())
     for subject in subjects:
-        digest.update(repr((subject.reference, subject.checkpoint.adapter)).encode())
-        for name, tensor in subject.checkpoint.model.state_dict().items():
+        model, adapter = subject.checkpoint.model, subject.checkpoint.adapter
+        settings = None if adapter is None else getattr(model, "peft_config", {}).get(adapter.name)
+        digest.update(repr((subject.reference, adapter, settings, model.config)).encode())
+        for name, tensor in model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -134,13 +136,15 @@ def _reduce(
         names,
         groups=batch.columns,
         rows=batch.rows,
+        # Matched words and their controls are compared on the rows that see both.
+        together=tuple((2 + start, 3 + start) for start in range(0, PER_DEFINITION * definitions, PER_DEFINITION)),
         keep=subject.reference,
         against=None if subject.reference else against,
     )
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     values = {name: tape[name].cpu().numpy().astype(np.float64) for name in names}
-    selected = (batch.rows[..., 0] > 0).any(1).cpu().numpy()
+    selected = (batch.rows > 0).any(1).cpu().numpy()
     broken = np.isnan(values["entropy"]).any((1, 2)) & selected
     if broken.any():
         raise CheckpointError(
@@ -155,6 +159,7 @@ def _reduce(
     result |= {name: values.get(name, np.full_like(values["entropy"], np.nan)) for name in PAIRS}
     if definitions:
         marked, matched, control = (values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION))
+        result["mass"] = values["mass"][..., 1::PER_DEFINITION]
         result |= {"share": marked, "share_matched": matched, "share_control": control, "focus": matched - control}
         result["log_odds"] = values["log_odds"][..., 1::PER_DEFINITION]
         received = _over_keys(values["received"], batch.columns.cpu().numpy().astype(np.float64))

@@ -45,9 +45,11 @@ def opened(base: Given | None, tuned: Given) -> Iterator[Opened]:
 
 
 def _side(given: Given) -> Checkpoint | Source:
-    """The files of a checkpoint, else the checkpoint itself."""
+    """The files of a checkpoint; the checkpoint itself where there are none, or its model was changed since."""
     if isinstance(given, Checkpoint):
-        return given if given.source is None or not given.source.files else given.source
+        if given.source is not None and given.source.files and given.is_as_loaded:
+            return given.source
+        return given
     return _fetched(given if isinstance(given, Source) else _located(given))
 
 
@@ -99,4 +101,5 @@ def _geometry(side: Checkpoint | Source) -> Geometry | None:
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         return None
-    return Geometry(heads, getattr(config, "num_key_value_heads", None) or heads, config.model_type)
+    key_heads = 1 if getattr(config, "multi_query", False) else heads
+    return Geometry(heads, getattr(config, "num_key_value_heads", None) or key_heads, config.model_type)

@@ -85,10 +85,10 @@ def _received(checkpoint: Checkpoint, prepared: Prepared, index: int) -> np.ndar
     being visible more often; for a single row the two are the same.
     """
     batch = assemble(prepared, np.array([index]), checkpoint)
-    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows[..., 0])
+    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows)
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     content = batch.columns[0, :, 0].cpu().numpy()
     received = tape["received"][0].cpu().numpy().astype(np.float64) * content
-    received = np.where(content > 0, received, 0.0)
+    received = np.where((content > 0) & ~np.isnan(received), received, 0.0)  # no row may see a key through a window
     return received / np.maximum(received.sum(-1, keepdims=True), np.finfo(float).tiny)

@@ -52,7 +52,7 @@ class Prepared:
     """Tokenised texts with their group columns.
 
     columns: for each text (T, 1 + 3·S) float32: content, then marked, matched and control words of each definition.
-    rows: for each text (T, 1 + 3·S) bool: in which rows a column's share is data.
+    rows: for each text (T,) bool: the selected rows that see content.
     marks: for each definition, for each text, (W,) bool. facts: per definition, what was marked and matched.
     """
 
@@ -69,17 +69,20 @@ class Prepared:
         return tuple(self.marks)
 
 
-def choose_salience(corpus: Corpus) -> tuple[str, ...]:
-    """The default: the spans of the data, else keyness where there are labels, else TextRank; the headline first.
+def choose_salience(corpus: Corpus, background: Corpus | None = None) -> tuple[str, ...]:
+    """The default: the spans of the data, else keyness where it marks any word, else TextRank; the headline first.
 
-    Spans that cover more than 20 % of the words stand second, behind the key words inside them (METRICS 2).
+    Keyness needs labels and enough training documents (`background`). Spans that cover more than 20 % of the words
+    stand second, behind the key words inside them (METRICS 2).
     """
     labels = len(corpus.labels) > 1
     if any(example.spans for example in corpus):
         marks = mark_words("spans", corpus, None)
         share = np.concatenate(marks).mean()
         return ("spans_keyness", "spans") if share > LONG_SPANS and labels else ("spans",)
-    return ("keyness",) if labels else ("textrank",)
+    if labels and any(mark.any() for mark in mark_words("keyness", corpus, background)):
+        return ("keyness",)
+    return ("textrank",)
 
 
 def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> Prepared:
@@ -94,6 +97,12 @@ def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> P
             _check_same_ids(corpus, encodings, models[0], other, reading.max_length)
     decoder = is_causal(models[0].backbone)
     sides = [_sides(*pair, reading.selector, decoder) for pair in zip(corpus, encodings, strict=True)]
+    rows = tuple(row & _sees(content, decoder) for content, row in sides)
+    if not any(row.any() for row in rows):
+        raise CorpusError(
+            f"{corpus.name}: no text has a row to measure ({SELECTORS[reading.selector]}) within {reading.max_length} "
+            "tokens; give other texts or a larger --max-length"
+        )
     seen = [_seen_words(example, reading.selector) for example in corpus]
     counts = [pieces(encoded, len(inside)) * inside for encoded, inside in zip(encodings, seen, strict=True)]
     columns = [[content.astype(np.float32)] for content, _ in sides]
@@ -113,7 +122,6 @@ def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> P
                 "try another --salience or a larger --max-length"
             )
     stacked = tuple(np.stack(column, -1).astype(np.float32) for column in columns)
-    rows = tuple(row[:, None] & _eligible(column, decoder) for column, (_, row) in zip(stacked, sides, strict=True))
     return Prepared(corpus.examples, encodings, stacked, rows, marks, facts)
 
 
@@ -188,30 +196,21 @@ def row_selector(tuned: Checkpoint, corpus: Corpus) -> str:
     """
     if any(example.completion is not None for example in corpus):
         return "completion"
-    if "ForSequenceClassification" not in type(tuned.model).__name__:
+    if "ForSequenceClassification" not in type(tuned.model).__name__ or tuned.model.config.is_encoder_decoder:
         return "content"
     if getattr(tuned.model.config, "classifier_pooling", "cls") == "mean":
         return "content"
     return "last" if is_causal(tuned.backbone) else "cls"
 
 
-def _eligible(columns: np.ndarray, backwards: bool) -> np.ndarray:
-    """(T, G) bool: rows in which a column's share is data: some of its words are visible (METRICS 1).
-
-    Matched words and their controls are compared on the same rows, those that see both.
-    """
-    present = columns > 0
-    seen = np.logical_or.accumulate(present, 0) if backwards else np.broadcast_to(present.any(0), present.shape)
-    seen = seen.copy()
-    matched, control = (seen[:, kind::PER_DEFINITION] for kind in (2, 3))
-    matched &= control
-    control &= matched
-    return seen
+def _sees(content: np.ndarray, backwards: bool) -> np.ndarray:
+    """(T,) bool: rows that see content; with attention that looks back only, those at or after the first."""
+    return np.logical_or.accumulate(content) if backwards else np.full(len(content), content.any())
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some texts padded on the right: ids and mask (B, T), group columns and row weights of each (B, T, G)."""
+    """Some texts padded on the right: ids and mask (B, T), group columns (B, T, G), rows of 0 and 1 (B, T)."""
 
     indices: np.ndarray
     ids: Tensor
@@ -245,7 +244,7 @@ def assemble(prepared: Prepared, indices: np.ndarray, checkpoint: Checkpoint) ->
     ids = np.full((len(indices), longest), padding)
     mask = np.zeros((len(indices), longest), dtype=np.int64)
     columns = np.zeros((len(indices), longest, prepared.columns[0].shape[1]), dtype=np.float32)
-    rows = np.zeros_like(columns)
+    rows = np.zeros(ids.shape, dtype=np.float32)
     for row, index in enumerate(indices):
         length = len(prepared.encodings[index].ids)
         ids[row, :length], mask[row, :length] = prepared.encodings[index].ids, 1

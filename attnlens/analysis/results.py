@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,7 +68,7 @@ class Passage:
     received: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Base against one or several tuned models on one corpus.
 
@@ -99,6 +100,23 @@ class Comparison:
     def answer(self) -> Answer:
         """The answer for the first tuned model under the headline salience."""
         return next(iter(self.answers[self.models[1]].values()))
+
+    def __repr__(self) -> str:
+        """The answer for each tuned model under the headline salience, as plain text."""
+        answers = [f"{model}: {next(iter(self.answers[model].values()))}" for model in self.models[1:]]
+        return "\n".join([f"Comparison with {self.models[0]} on {self.data.sizes['example']} texts", *answers])
+
+    def _repr_html_(self) -> str:
+        """The first screen for a notebook: verdict and ladder of each tuned model."""
+        parts = []
+        for model in self.models[1:]:
+            answer = next(iter(self.answers[model].values()))
+            ladder = pd.DataFrame(
+                [(rung.question, rung.status, rung.detail) for rung in answer.rungs], columns=["", "answer", "detail"]
+            )
+            parts.append(f"<h4>{escape(model)} against {escape(self.models[0])}</h4><p>{escape(answer.sentence)}</p>")
+            parts.append(ladder.to_html(index=False, border=0) if answer.rungs else "")
+        return "".join(parts)
 
     def layers(self) -> pd.DataFrame:
         """Weight change per model and layer, pooled as √(ΣΔ²/ΣW²): columns model, layer, relative, entries."""

@@ -1,25 +1,27 @@
 """What tuning did to the weights, read from the files matrix by matrix: no model runs, none is held in memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from attnlens.analysis.opening import Given, Opened, opened
 from attnlens.checkpoints.deltas import Adapted
-from attnlens.checkpoints.heads import circuits, sites
-from attnlens.checkpoints.tensors import Pair
-from attnlens.core.circuits import product_change
+from attnlens.checkpoints.heads import Geometry, circuits, sites
+from attnlens.checkpoints.tensors import Pair, Tensors
+from attnlens.core.circuits import Factors, ProductChange, product_change
 from attnlens.core.errors import CheckpointError
 from attnlens.core.spectra import LowRank, Spectrum, change_spectrum, subspace_turn
-from attnlens.core.weights import WeightChange, cosine, pool, precision_floor, weight_change
+from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, weight_change
 
 Progress = Callable[[int, int], None]
 CHANGE = ("delta_norm", "base_norm", "relative", "entries", "identical")
 SPECTRUM = ("spectral_norm", "stable_rank", "effective_rank", "nuclear_norm")
-HEADS = ("model", "site", "stack", "layer", "head", "circuit", "delta_norm", "base_norm", "relative")
+PRODUCT = ("delta_norm", "base_norm", "relative", "floor", "rounding")
+HEADS = ("model", "site", "stack", "layer", "head", "circuit", *PRODUCT)
 # A floor is the very change that rounding makes; sums in another order may differ in the last digits.
 SLACK = 1 + 1e-9
 
@@ -67,7 +69,8 @@ def _row(both: Opened, matched: Pair, spectra: bool) -> dict[str, Any]:
     ):
         if not math.isfinite(value):
             raise CheckpointError(f"{name} of {both.names[side]} holds NaN or infinite numbers")
-    floor = 0.0 if factors is not None or new is None else precision_floor(old, new)
+    stored = both.base.dtype(matched.base), both.tuned.dtype(matched.tuned)
+    floor = 0.0 if factors is not None or new is None else precision_floor(old, new, stored)
     row = {
         "model": both.names[1],
         **{field: getattr(matched, field) for field in ("matrix", "module", "layer", "stack", "kind")},
@@ -151,9 +154,10 @@ def _fields(part: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
 def head_changes(base: Given | None, tuned: Given) -> pd.DataFrame:
     """Change of what each head computes with its weights: the products W_QᵀW_K ("QK") and W_O W_V ("OV").
 
-    Columns: model, site (the attention module), stack, layer, head, circuit, delta_norm, base_norm, relative. The key
-    bias is left out: attention does not see it. Empty where the number of heads or the layout of the matrices is
-    unknown. See core/circuits.py for what the products do and do not catch.
+    Columns: model, site (the attention module), stack, layer, head, circuit, delta_norm, base_norm, relative, floor
+    and rounding (as of `weight_changes`: what rounding to the narrower stored dtype does to the product). The key bias
+    is left out: attention does not see it. Empty where the number of heads or the layout of the matrices is unknown.
+    See core/circuits.py for what the products do and do not catch.
     """
     with opened(base, tuned) as both:
         return heads_of(both)
@@ -165,12 +169,38 @@ def heads_of(both: Opened) -> pd.DataFrame:
     modules = {} if both.geometry is None else sites(both.pairing.pairs)
     for site, parts in modules.items():
         assert both.geometry is not None
-        old = circuits(both.base, {role: matched.base for role, matched in parts.items()}, both.geometry)
-        new = circuits(both.tuned, {role: matched.tuned for role, matched in parts.items()}, both.geometry)
         first = next(iter(parts.values()))
-        for circuit, factors in old.items():
-            change = product_change(factors, new[circuit])
-            columns = (column.tolist() for column in (change.delta_norm, change.base_norm, change.relative))
+        for circuit, change, floor in _products(both, parts, both.geometry):
+            rounding = (change.delta_norm > 0) & (change.relative <= floor * SLACK)
+            columns = (column.tolist() for column in (*change, change.relative, floor, rounding))
             for head, values in enumerate(zip(*columns, strict=True)):
                 rows.append((both.names[1], site, first.stack, first.layer, head, circuit, *values))
-    return pd.DataFrame(rows, columns=list(HEADS))
+    numbers = {**dict.fromkeys(PRODUCT, float), "layer": int, "head": int, "rounding": bool}  # also without a row
+    return pd.DataFrame(rows, columns=list(HEADS)).astype(numbers)
+
+
+def _products(
+    both: Opened, parts: Mapping[str, Pair], geometry: Geometry
+) -> Iterator[tuple[str, ProductChange, Tensor]]:
+    """Each circuit of one attention module with its change, and (H,) the floor of that."""
+    base, tuned = {role: pair.base for role, pair in parts.items()}, {role: pair.tuned for role, pair in parts.items()}
+    narrow = {role: coarser(both.base.dtype(base[role]), both.tuned.dtype(tuned[role])) for role in parts}
+    old, new = circuits(both.base, base, geometry), circuits(both.tuned, tuned, geometry)
+    old_rounded = _rounded(both.base, base, geometry, narrow)
+    new_rounded = _rounded(both.tuned, tuned, geometry, narrow)
+    for circuit, factors in old.items():
+        change = product_change(factors, new[circuit])
+        lost = torch.zeros_like(change.delta_norm)
+        if old_rounded is not None:
+            lost += product_change(factors, old_rounded[circuit]).delta_norm
+        if new_rounded is not None:
+            lost += product_change(new_rounded[circuit], new[circuit]).delta_norm
+        yield circuit, change, ProductChange(lost, change.base_norm).relative
+
+
+def _rounded(
+    tensors: Tensors, names: Mapping[str, str], geometry: Geometry, narrow: Mapping[str, torch.dtype]
+) -> dict[str, Factors] | None:
+    """The circuits with every weight rounded that is stored wider than `narrow`; None where none is."""
+    wider = {role: dtype for role, dtype in narrow.items() if tensors.dtype(names[role]) != dtype}
+    return circuits(tensors, names, geometry, wider) if wider else None

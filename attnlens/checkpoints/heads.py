@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from attnlens.checkpoints.tensors import Pair, Tensors
@@ -11,10 +12,14 @@ from attnlens.core.circuits import Factors, output_value, query_key
 
 ROLES = ("query", "key", "value", "output", "query+key+value")
 # BERT keeps queries under `attention.self`, ViT under `attention.attention`, both the output under `attention.output`.
-SITE = re.compile(r"^(.*?)(?:(?<=attention\.)(?:self|attention|output)\.)?[^.]+\.(weight|bias)$")
-# Fused matrices whose rows are all queries, then all keys, then all values; and those that interleave them by head.
-BLOCKS, BY_HEAD = ("c_attn", "qkv_proj", "Wqkv"), ("query_key_value",)
-BY_HEAD_MODELS = ("gpt_neox", "gpt_neox_japanese", "bloom")
+# DeBERTa keeps biases of queries and values apart from its fused matrix, as q_bias and v_bias.
+SITE = re.compile(r"^(.*?)(?:(?<=attention\.)(?:self|attention|output)\.)?(?:[^.]+\.|[qv]_)(weight|bias)$")
+# Types of models that fuse queries, keys and values into one matrix, by the order of its rows: all queries, all keys,
+# all values; or query, key and value of one head after the other. The last do the first where heads share one key,
+# else the second. Any other order stays unknown: CodeGen deals its heads out to four groups, MiniMax bends its rows.
+BLOCKS = ("gpt2", "openai-gpt", "phi3", "modernbert", "mpt", "dbrx")
+BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "deberta", "persimmon")
+EITHER = ("gpt_bigcode", "falcon")
 
 
 class Geometry(NamedTuple):
@@ -35,19 +40,26 @@ def sites(pairs: Iterable[Pair]) -> dict[str, dict[str, Pair]]:
     return found
 
 
-def circuits(tensors: Tensors, names: Mapping[str, str], geometry: Geometry) -> dict[str, Factors]:
+def circuits(
+    tensors: Tensors, names: Mapping[str, str], geometry: Geometry, rounded: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Factors]:
     """The factors of "QK" and "OV" of one attention module, as far as its layout is known.
 
-    names: stored names of "query.weight", "query+key+value.bias", …
+    names: stored names of "query.weight", "query+key+value.bias", … rounded: dtypes to which some of them are rounded
+    first.
     """
-    read = {role: tensors.read(name).double() for role, name in names.items() if tensors.dtype(name).is_floating_point}
+    read: dict[str, Tensor] = {}
+    for role, name in names.items():
+        if tensors.dtype(name).is_floating_point:
+            tensor = tensors.read(name)
+            read[role] = tensor.to((rounded or {}).get(role, tensor.dtype)).double()
     fused = "query+key+value.weight"
     turned = fused in read and read[fused].shape[1] == 3 * read[fused].shape[0]  # GPT-2 stores (in, out)
-    if fused in read:
-        layout = names[fused].rsplit(".", 2)[-2]
+    if fused in read and "output.weight" in read:
+        width = read["output.weight"].shape[0 if turned else 1]
         for part in ("weight", "bias"):
             if (whole := read.pop(f"query+key+value.{part}", None)) is not None:
-                split = _unfused(whole.T if turned and part == "weight" else whole, layout, geometry)
+                split = _unfused(whole.T if turned and part == "weight" else whole, width, geometry)
                 read |= {f"{role}.{part}": rows for role, rows in split.items()}
     weights = [read.get(f"{role}.weight") for role in ("query", "key", "value", "output")]
     query, key, value, output = (None if weight is None or weight.ndim != 2 else weight for weight in weights)
@@ -62,14 +74,19 @@ def circuits(tensors: Tensors, names: Mapping[str, str], geometry: Geometry) -> 
     return found
 
 
-def _unfused(whole: Tensor, layout: str, geometry: Geometry) -> dict[str, Tensor]:
-    """Rows of queries, keys and values of a fused weight or bias; nothing where the layout is unknown."""
+def _unfused(whole: Tensor, width: int, geometry: Geometry) -> dict[str, Tensor]:
+    """Rows of queries, keys and values of a fused weight or bias; nothing where the layout is unknown.
+
+    width: rows of the queries, which is what the output takes in.
+    """
     heads, key_heads, model_type = geometry
     roles = ("query", "key", "value")
-    if layout in BLOCKS and whole.shape[0] % (heads + 2 * key_heads) == 0:
-        size = whole.shape[0] // (heads + 2 * key_heads)
-        return dict(zip(roles, whole.split([heads * size, key_heads * size, key_heads * size]), strict=True))
-    if layout in BY_HEAD and model_type in BY_HEAD_MODELS and whole.shape[0] % (3 * heads) == 0:
+    shares = key_heads < heads
+    if model_type in BLOCKS or (model_type in EITHER and shares):
+        shared = width // heads * key_heads
+        sizes = [width, shared, shared]
+        return dict(zip(roles, whole.split(sizes), strict=True)) if whole.shape[0] == sum(sizes) else {}
+    if (model_type in BY_HEAD or model_type in EITHER) and not shares and whole.shape[0] == 3 * width:
         parts = whole.reshape(heads, 3, -1, *whole.shape[1:]).unbind(1)
         return {role: part.flatten(0, 1) for role, part in zip(roles, parts, strict=True)}
     return {}

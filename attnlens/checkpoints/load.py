@@ -1,5 +1,6 @@
 """Load a checkpoint: none of its code runs, nothing is silently random, and its attention is proved."""
 
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class Checkpoint:
 
     provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof;
     of an adapter also `adapter`, where attnlens trained it `training`. Base and adapters that `load_all` put into one
-    `model` share it: run it inside `active()`.
+    `model` share it: run it inside `active()`. checksum: of the model's parameters when it had been loaded.
     """
 
     model: PreTrainedModel
@@ -46,10 +47,16 @@ class Checkpoint:
     provenance: dict[str, Any]
     adapter: Adapter | None = None
     source: Source | None = None
+    checksum: int | None = None
 
     def active(self) -> AbstractContextManager[None]:
         """While it is open the model computes as this checkpoint: with its adapter alone, or as the base."""
         return nullcontext() if self.adapter is None else self.adapter.active(self.model)
+
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether the model's parameters are, bit for bit, those it was loaded with; then `source` holds them too."""
+        return self.checksum is not None and self.checksum == checksum(self.model)
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -83,7 +90,8 @@ def load(
     """
     given = tokenizer if isinstance(tokenizer, str | Path) else None
     found = locate(source, config=config, tokenizer=given)
-    return _Loader(device, dtype).load(found, name, None if given is not None else tokenizer)  # pyright: ignore[reportArgumentType]
+    loaded = _Loader(device, dtype).load(found, name, None if given is not None else tokenizer)  # pyright: ignore[reportArgumentType]
+    return replace(loaded, checksum=checksum(loaded.model))
 
 
 def load_all(
@@ -106,7 +114,21 @@ def load_all(
     loaded: list[Checkpoint] = []
     for source, name in zip(found, names or names_of(found), strict=True):
         loaded.append(loader.load(source, name, loaded[0].tokenizer if loaded else None))
-    return loaded
+    # Only now are all adapters in the models they share.
+    checksums = {model: checksum(model) for model in {checkpoint.model for checkpoint in loaded}}
+    return [replace(checkpoint, checksum=checksums[checkpoint.model]) for checkpoint in loaded]
+
+
+def checksum(model: nn.Module) -> int:
+    """CRC-32 of all parameters with their names: a changed bit or another order of numbers changes it.
+
+    `torch.hash_tensor` would not do: it is blind to order, and to signs that change in pairs.
+    """
+    found = 0
+    for name, parameter in model.named_parameters():
+        numbers = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(numbers.data, zlib.crc32(name.encode(), found))
+    return found
 
 
 def read_config(where: Path | str) -> Any:

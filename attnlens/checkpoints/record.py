@@ -114,6 +114,7 @@ class record:  # a verb in lower case, like torch.no_grad
         the content in column 0.
     rows: (B, Q) weights, or (B, Q, G) with rows of its own for each group column (column 0 serves the statistics
         without groups); the tape then holds row means, (B, L, H[, G]), and their counts instead of rows.
+    together: columns of groups that are compared, as ((2, 3),): a row that is no data for one is none for the other.
     layers, heads: numbers of the attention sites (in the order they run) and of their heads; None: all.
     exact: keep the model's own implementation and compute the statistics beside it. Without it, and under no_grad,
         output and statistics come from one tiled pass in float32 (≤ 1e-5 relative).
@@ -133,6 +134,7 @@ class record:  # a verb in lower case, like torch.no_grad
     statistics: tuple[str, ...] = ("entropy",)
     groups: Tensor | None = None
     rows: Tensor | None = None
+    together: tuple[tuple[int, ...], ...] = ()
     layers: Iterable[int] | None = None
     heads: Iterable[int] | None = None
     exact: bool = False

@@ -31,6 +31,7 @@ class Order(Protocol):
     statistics: tuple[str, ...]
     groups: Tensor | None
     rows: Tensor | None
+    together: tuple[tuple[int, ...], ...]
     layers: Any
     heads: Any
     exact: bool
@@ -49,6 +50,7 @@ class Session:
         self.layers = None if order.layers is None else set(order.layers)
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
+        self.together = order.together
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))
@@ -172,6 +174,8 @@ class Session:
         if self.keep:
             call.logits.append(_copied(logits))
         for name, result in results.items():
+            if name in STATISTICS and STATISTICS[name].axes == "group":
+                result = _together(result, self.together)
             if self.rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
                 result, count = _row_mean(result, self.rows.to(result))
                 call.counts.setdefault(name, []).append(count)
@@ -275,6 +279,13 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
     sinks = None if scores.sinks is None else scores.sinks[heads]
     chosen = replace(scores, mask=cut(scores.mask), bias=cut(scores.bias), sinks=sinks)
     return query[:, heads], key[:, [head // repeats for head in heads]], chosen
+
+
+def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Values (B, H, Q, G) that are NaN in all columns of a set where they are in one."""
+    for some in columns:
+        values[..., some] = values[..., some].masked_fill(values[..., some].isnan().any(-1, keepdim=True), torch.nan)
+    return values
 
 
 def _row_mean(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def _same_weights(recorded: Source, base: Source) -> bool:
 
 def adapter_config(folder: Path) -> dict[str, Any]:
     """The settings of a PEFT adapter, as written."""
-    value = _json(folder / ADAPTER_CONFIG)
+    value = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(value.get("peft_type"), str):
         raise CheckpointError(f"{home_free(folder / ADAPTER_CONFIG)} names no peft_type: needed a PEFT adapter")
     return value
@@ -136,12 +136,16 @@ def check_hub(name: str, file: str = "config.json") -> None:
         if not isinstance(try_to_load_from_cache(name, file), str):
             HfApi().model_info(name, timeout=10)
     except Exception as error:  # its errors have no common root below Exception
-        raise CheckpointError(f"{name} is no folder here, and no such model could be had from the hub") from error
+        raise CheckpointError(
+            f"{name} is no folder here, and no such model could be had from the hub: check the path or the id, or set "
+            "HF_TOKEN where the model is private"
+        ) from error
 
 
 def _directory(folder: Path, config: Path | str | None, tokenizer: Path | str | None) -> Source:
     if (folder / "config.json").is_file():
         config = folder
+        read_json(folder / "config.json")  # transformers would say neither where nor what to do
     elif config is None:
         raise CheckpointError(
             f"{home_free(folder)} holds no config.json and no {ADAPTER_CONFIG}: needed a Hugging Face checkpoint or "
@@ -223,7 +227,7 @@ def _weights(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
 
 def _shards(index: Path) -> Iterator[Path]:
     """The files an index names, each once; they must lie beside it."""
-    named = _json(index).get("weight_map")
+    named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
         raise CheckpointError(f"{home_free(index)} has no weight_map from weights to files: the checkpoint is damaged")
     for shard in sorted(set(named.values())):
@@ -234,11 +238,17 @@ def _shards(index: Path) -> Iterator[Path]:
         yield index.parent / shard
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{home_free(path)} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{home_free(path)} cannot be read ({error.strerror}): check its rights") from error
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise CheckpointError(
+            f"{home_free(path)} cannot be used: no JSON from line {line} on; copy or download it again"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{home_free(path)} is not a JSON object")
     return value

@@ -13,17 +13,17 @@ from attnlens.core.errors import IncompatibleCheckpoints
 
 # Constants that older checkpoints stored beside their weights.
 CONSTANTS = (".inv_freq", ".position_ids", ".masked_bias")
-BLOCK = re.compile(r"(?:^|[._])(?:layers?|h|blocks?)\.(\d+)\.")
+BLOCK = re.compile(r"(?:^|[._])(?:layers?|h|blocks?|attentions|ffns|layer_norm\d)\.(\d+)\.")
 EMBEDDING = re.compile(r"(?i:embed)|(?:\.|^)(?:w[tp]e|shared)\.")
 MODULES = (
     ("head", r"^(?:pooler|lm_head|classifier|score|cls|pre_classifier|qa_outputs|vocab_\w+|embed_out)\b"),
-    ("query", r"(?:\.|^)(?:query|q_proj|q_lin|q)\."),
-    ("key", r"(?:\.|^)(?:key|k_proj|k_lin|k)\."),
-    ("value", r"(?:\.|^)(?:value|v_proj|v_lin|v)\."),
-    ("query+key+value", r"(?:\.|^)(?:c_attn|qkv_proj|query_key_value|Wqkv)\."),
+    ("query", r"(?:\.|^)(?:query|query_proj|q_proj|q_lin|q_head|q_bias|q)\b"),
+    ("key", r"(?:\.|^)(?:key|key_proj|k_proj|k_lin|k_head|k)\b"),
+    ("value", r"(?:\.|^)(?:value|value_proj|v_proj|v_lin|v_head|v_bias|v)\b"),
+    ("query+key+value", r"(?:\.|^)(?:c_attn|qkv_proj|query_key_value|Wqkv|attention\.self\.in_proj)\."),
     ("norm", r"(?i:norm|(?:\.|^)ln_)"),
-    ("output", r"(?:attn|attention)\.(?:c_proj|dense|Wo|output)\b|(?:\.|^)(?:o_proj|out_lin|out_proj|o)\."),
-    ("feed-forward", r"(?:\.|^)(?:mlp|ffn|intermediate|output|fc1|fc2|feed_forward|DenseReluDense)\."),
+    ("output", r"(?:attn|attention)\.(?:c_proj|post_proj|dense|Wo|output)\b|(?:\.|^)(?:o_proj|out_lin|out_proj|o)\b"),
+    ("feed-forward", r"(?:\.|^)(?:mlp|ffn\w*|intermediate|output|fc1|fc2|feed_forward|DenseReluDense)\."),
     ("embeddings", EMBEDDING.pattern),
 )
 PAIRED = 0.9

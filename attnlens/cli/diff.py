@@ -79,7 +79,7 @@ def _print(result: "Difference") -> None:
         _table(title, frame)
     for circuit, what in (("QK", "which words a head looks at"), ("OV", "what it makes of them")):
         rows = result.heads[(result.heads["circuit"] == circuit) & (result.heads["delta_norm"] > 0)]
-        for top in rows.nlargest(0 if result.is_rounding else 1, "relative").to_dict("records"):
+        for top in rows[~rows["rounding"]].nlargest(1, "relative").to_dict("records"):
             place = f"layer {top['layer'] + 1}, head {top['head'] + 1}"
             place = f"{top['stack']} {place}" if top["stack"] else place
             terminal.say(f"{what.capitalize()} ({circuit}) changed most in {place}: {_percent(top['relative'])}.")
@@ -112,7 +112,9 @@ def _place(row: dict[Any, Any]) -> str:
 
 def _percent(value: float) -> str:
     """A share in percent to three figures; a dash where there is none."""
-    return "–" if value != value else f"{100 * value:.3g} %"  # NaN is not itself
+    if value != value:  # NaN
+        return "–"
+    return f"{100 * value:,.0f} %" if value >= 10 else f"{100 * value:.3g} %"
 
 
 def _plain(result: "Difference") -> dict[str, Any]:

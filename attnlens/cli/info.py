@@ -6,6 +6,7 @@ import typer
 
 if TYPE_CHECKING:
     from attnlens.checkpoints.load import Checkpoint
+    from attnlens.checkpoints.source import Source
 
 KINDS = {
     "directory": "Hugging Face directory",
@@ -26,10 +27,12 @@ def info(
     Example: attnlens info tuned.ckpt
     """
     from attnlens.checkpoints.load import load
+    from attnlens.checkpoints.source import locate
     from attnlens.cli import terminal
     from attnlens.training.base import longest_input
 
     terminal.quiet()
+    _check_base(locate(checkpoint, config=config, tokenizer=tokenizer))
     loaded = load(checkpoint, config=config, tokenizer=tokenizer)
     tokens = longest_input(loaded.model, loaded.tokenizer)
     limit = tokens if tokens < 10**9 else None  # tokenizers without a limit give a huge number
@@ -44,6 +47,21 @@ def info(
     facts["measures"] = f"attention on texts of up to {limit} tokens, weights" if limit else "attention, weights"
     named = {name.replace("_", " "): value for name, value in facts.items() if value is not None}
     terminal.print_facts(loaded.name, named)
+
+
+def _check_base(found: "Source") -> None:
+    """An adapter is shown on its base, which must be here."""
+    from attnlens.checkpoints.identity import home_free
+    from attnlens.checkpoints.source import adapter_config
+    from attnlens.core.errors import CheckpointError
+
+    if found.kind == "adapter" and found.base is None and found.path is not None:
+        name = adapter_config(found.path).get("base_model_name_or_path")
+        base = home_free(name) if isinstance(name, str) and name else "(none named)"
+        raise CheckpointError(
+            f"the base {base} of the adapter {found.given} is neither here nor a hub id: put it there, or name another "
+            "place as base_model_name_or_path in adapter_config.json"
+        )
 
 
 def _adapter(loaded: "Checkpoint") -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from attnlens.cli.finetune import DATA
+
 
 def report(
     checkpoints: Annotated[
@@ -13,9 +15,7 @@ def report(
             help="BASE TUNED [TUNED …], or one TUNED that names its base: folders, adapters, files, hub ids."
         ),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="JSONL or CSV with `text`; also label, spans, document, id.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help=DATA)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the report.")] = None,
     salience: Annotated[str | None, typer.Option(help="Which words count, comma-separated: spans,keyness,…")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most texts, spread over documents.")] = 200,
@@ -25,6 +25,9 @@ def report(
     memory: Annotated[float, typer.Option(help="GiB for the base's queries and keys of one batch.")] = 4.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling and resampling.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="Column that holds the completion.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="Column that holds the conversation.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
@@ -46,7 +49,14 @@ def report(
     from attnlens.show.tables import summary
 
     terminal.quiet()
-    columns = {"text": text_column, "label": label_column, "document": document_column}
+    columns = {
+        "text": text_column,
+        "prompt": prompt_column,
+        "completion": completion_column,
+        "messages": messages_column,
+        "label": label_column,
+        "document": document_column,
+    }
     with terminal.progress("Measuring") as (advance,):
         options = ReportOptions(
             data=data,

@@ -54,8 +54,19 @@ def quiet() -> None:
 def progress(*stages: str) -> Iterator[list[Callable[..., None]]]:
     """One bar a stage on stderr, shown once its stage begins; yields for each a function of (done, total).
 
-    Where stderr is no screen, a line with the time that is left takes the place of the bar.
+    Where stderr is no screen, a line with the time that is left takes the place of the bar. An interrupt says what is
+    left of the work, and goes on to end the command.
     """
+    try:
+        with _bars(stages) as advance:
+            yield advance
+    except KeyboardInterrupt as stop:
+        announce(f"Interrupted: {str(stop) or 'nothing unfinished was kept'}.")
+        raise
+
+
+@contextmanager
+def _bars(stages: tuple[str, ...]) -> Iterator[list[Callable[..., None]]]:
     if not stderr.is_terminal:
         yield [_Forecast(stage) for stage in stages]
         return

@@ -209,8 +209,13 @@ def mass(attention: AttentionMap) -> Tensor:
 
 @statistic(axes="group", unit="share of content", low=0.0, high=lambda n: 1.0, reference="METRICS 3.2")
 def share(attention: AttentionMap) -> Tensor:
-    """G_g = m_g / (m_S + m_O), for the part of a group within the content: its share of the attention on content."""
-    return attention.content_weights @ attention.group_weights
+    """G_g = m_g / (m_S + m_O), for the part of a group within the content: its share of the attention on content.
+
+    No data in rows that see none of the group: they give it 0 by necessity (METRICS 1). [1/2, 1/4, 1/4] with group
+    {1, 2} of content {0, 1, 2} → 1/2.
+    """
+    seen = (attention.visible.to(attention.weights) * attention.content) @ attention.group_weights
+    return torch.where(seen > 0, attention.content_weights @ attention.group_weights, torch.nan)
 
 
 @statistic(axes="group", unit="nats", low=-math.inf, high=lambda n: math.inf, reference="METRICS 3.3")

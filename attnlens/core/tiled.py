@@ -72,6 +72,12 @@ class _Part:
         seen = inside if self.tile.visible is None else inside & self.tile.visible
         return logits, logits.softmax(-1), seen.sum(-1, dtype=logits.dtype)
 
+    def count(self, columns: Tensor) -> Tensor:
+        """Σ of a row's visible keys in each column (b, k, G): (b, h|1, q|1, G)."""
+        if self.tile.visible is None:
+            return columns.sum(1)[:, None, None]
+        return self.tile.visible.to(columns.dtype) @ columns[:, None]
+
     def grouped(self, weights: Tensor) -> Tensor:
         """Σ_j w_ij g_j (b, h, q, G) for w (b, h, q, k)."""
         return _times(weights, needed_columns(self.groups)[0])
@@ -105,8 +111,9 @@ def _distance(part: _Part) -> Tensor:
 
 
 def _share(part: _Part) -> Tensor:
-    _, weights, count = part.content
-    return part.grouped(weights).masked_fill((count == 0)[..., None], torch.nan)
+    columns, content = needed_columns(part.groups)
+    seen = part.count(columns * content[..., None])
+    return part.grouped(part.content[1]).masked_fill(seen == 0, torch.nan)
 
 
 def _log_odds(part: _Part) -> Tensor:
@@ -121,10 +128,7 @@ def _log_odds(part: _Part) -> Tensor:
     sides = []
     for side in (inside, content[..., None] - inside):
         mass = _times(weights, side)
-        if part.tile.visible is None:
-            count = side.sum(1)[:, None, None]
-        else:
-            count = part.tile.visible.to(side.dtype) @ side[:, None]
+        count = part.count(side)
         weak = (mass < WEAK) & (count > 0) & part.indicators[:, None, None]
         logs = mass.log()
         if bool(weak.any()):

@@ -88,17 +88,23 @@ def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
     return weight_change(base, base.to(dtype)).relative
 
 
-def precision_floor(base: Tensor, tuned: Tensor) -> float:
+def coarser(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    """The one of two float dtypes that keeps fewer digits."""
+    return max(first, second, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def precision_floor(base: Tensor, tuned: Tensor, stored: tuple[torch.dtype, torch.dtype] | None = None) -> float:
     """The relative change that rounding alone makes: the wider of the two cast to the narrower's dtype and back.
 
-    Relative to the norm of the base, as the change is; 0 where the stored dtypes are equal. A relative change that is
-    not above this floor is no tuning.
+    stored: dtypes of base and tuned in their files, where they were computed with since. Relative to the norm of the
+    base, as the change is; 0 where the stored dtypes are equal. A relative change not above this floor is no tuning.
     """
-    if base.dtype == tuned.dtype:
+    stored = stored or (base.dtype, tuned.dtype)
+    if stored[0] == stored[1]:
         return 0.0
-    coarser = max(base.dtype, tuned.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    wider = base if tuned.dtype == coarser else tuned
-    rounded = weight_change(wider, wider.to(coarser))
+    narrow = coarser(*stored)
+    wider = base if stored[1] == narrow else tuned
+    rounded = weight_change(wider, wider.to(narrow))
     return replace(rounded, base_norm=weight_change(base, base).base_norm).relative
 
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import plots
+from attnlens.show.tables import rounding_alone
 
 WIDE, NARROW = 6.75, 3.3  # inches: two columns of a paper, one column
 TITLE = 24  # characters over a panel
@@ -182,10 +183,22 @@ def margin(comparison: Comparison) -> float:
 
 
 def of_documents(comparison: Comparison, table: pd.DataFrame) -> str:
-    """'n = 40 documents (60 texts)' of a table with a column n."""
-    documents = sorted(set(table["n"].dropna().astype(int)))
+    """'n = 40 documents (60 texts)' of a table with a column n; rows without a document do not count."""
+    documents = sorted(set(table["n"].dropna().astype(int)) - {0}) or [0]
     of = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]}–{documents[-1]}"
     return f"n = {of} documents ({comparison.data.sizes['example']} texts)"
+
+
+def of_attention(comparison: Comparison, table: pd.DataFrame, finding: Callable[[pd.DataFrame], str]) -> str:
+    """A finding about the attention of the first tuned model; a model that is a rounded copy changed by that alone."""
+    if not rounding_alone(comparison, comparison.models[1]):
+        return of_first_model(comparison, table, finding)
+
+    def rounded(rows: pd.DataFrame) -> str:
+        text = finding(rows)
+        return text if text.startswith("No") else f"By rounding alone: {text[0].lower()}{text[1:]}"
+
+    return of_first_model(comparison, table, rounded)
 
 
 def of_first_model(comparison: Comparison, table: pd.DataFrame, finding: Callable[[pd.DataFrame], str]) -> str:

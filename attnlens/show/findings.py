@@ -1,12 +1,18 @@
 """Findings: what a figure shows, said in one sentence; the titles of the figures and the report's second paragraph."""
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
-from attnlens.show.plots import SIGNIFICANT, percent
+from attnlens.show.plots import SIGNIFICANT, SMALLEST_PERCENT, detected, percent
+from attnlens.show.training_tables import number
+
+# What a run may have recorded of its held-out data, the first that is there is told.
+QUALITIES = {"macro_f1": "macro-F1", "accuracy": "accuracy", "perplexity": "perplexity"}
 
 
 def listed(items: Iterable[object]) -> str:
@@ -48,9 +54,16 @@ def focus_finding(comparison: Comparison) -> str:
     }.get(answer.verdict, "Whether attention moved to the marked words stays open on these texts")
 
 
+def points(value: float) -> str:
+    """'+1.2 points'; a change that would be printed as 0.0 is 'below 0.1 points'."""
+    return "below 0.1 points" if 0 < abs(value) < 0.05 else f"{signed(value)} points"
+
+
 def entropy_finding(table: pd.DataFrame) -> str:
     """Where attention became more concentrated or more spread out. table: the rows of one model, one row a layer."""
-    found = table[table["p_adjusted"] < SIGNIFICANT]
+    if table["estimate"].isna().all():
+        return "No data on how concentrated attention is"
+    found = table[detected(table)]
     if found.empty:
         return "No layer's attention became detectably more concentrated or more spread out"
     down, up = found[found["estimate"] < 0], found[found["estimate"] > 0]
@@ -61,11 +74,15 @@ def entropy_finding(table: pd.DataFrame) -> str:
     ]
     top = found.iloc[int(found["estimate"].abs().to_numpy().argmax())]
     most = "" if len(found) == 1 else f", most in layer {int(top['layer'])}"
-    return f"Attention became {' and '.join(parts)}{most} ({signed(top['estimate'])} points)"
+    return f"Attention became {' and '.join(parts)}{most} ({points(top['estimate'])})"
 
 
 def heads_finding(table: pd.DataFrame, what: str) -> str:
     """How many heads changed. table: the shown heads of one model; what: 'concentration', 'focus on marked words'."""
+    if table.empty:
+        return "No head gives words enough attention to be judged"
+    if table["estimate"].isna().all():
+        return f"No data on the {what} of heads"
     found = table[table["p_adjusted"] < SIGNIFICANT]
     if found.empty:
         return f"None of {len(table)} heads changed its {what} detectably"
@@ -76,18 +93,32 @@ def heads_finding(table: pd.DataFrame, what: str) -> str:
     return f"{len(found)} of {len(table)} heads changed {'its' if len(found) == 1 else 'their'} {what}{most}"
 
 
-def weights_finding(table: pd.DataFrame) -> str:
-    """Where the weights changed most. table: layer (from 1; empty outside the layers) and relative (percent)."""
-    rows = table[table["layer"].notna() & (table["layer"] > 0)]
+def weights_finding(table: pd.DataFrame, *, shared: bool = False) -> str:
+    """Where the weights changed most, rounding left aside.
+
+    table: of one model, layer (from 1; empty outside the layers), relative (percent), rounding. shared: the layers run
+    through the same weights.
+    """
+    if table["relative"].isna().all():
+        return "No data on the weights"
+    numbered = table[table["layer"].notna() & (table["layer"] > 0)]
+    rows = table if numbered.empty else numbered
     moved = rows[rows["relative"] > 0]
     if moved.empty:
-        return "No layer's weights changed"
-    top = moved.iloc[int(moved["relative"].to_numpy().argmax())]
-    if "rounding" in moved and moved["rounding"].all():
-        return f"Weights differ by rounding alone (up to {percent(top['relative'])} % of their size)"
-    still = sorted(set(rows["layer"]) - set(moved["layer"]))
-    end = f"; {layers_named(still)} stayed as they were" if still else ""
-    return f"Weights changed most in layer {int(top['layer'])} ({percent(top['relative'])} % of their size){end}"
+        return "No weight changed" if numbered.empty else "No layer's weights changed"
+    rounded = moved["rounding"].astype(bool) if "rounding" in moved else pd.Series(False, moved.index)
+    beyond = moved[~rounded]
+    top = most_moved(moved if beyond.empty else beyond, "relative")
+    size = f"{percent(top['relative'])} % of their size"
+    if beyond.empty:
+        return f"Weights differ by rounding alone (up to {size})"
+    if numbered.empty:
+        size = size.replace("their", "its")
+        return f"The whole backbone{', whose layers share their weights,' if shared else ''} changed by {size}"
+    still = set(rows["layer"]) - set(moved["layer"])
+    end = f"; rounding alone in {layers_named(moved.loc[rounded, 'layer'])}" if rounded.any() else ""
+    end += f"; {layers_named(still)} did not change" if still else ""
+    return f"Weights changed most in layer {int(top['layer'])} ({size}){end}"
 
 
 def top_heads_finding(table: pd.DataFrame, what: str) -> str:
@@ -95,7 +126,7 @@ def top_heads_finding(table: pd.DataFrame, what: str) -> str:
     top = table.iloc[0]
     head = f"Layer {int(top['layer'])}, head {int(top['head'])}"
     doubt = "" if top["p_adjusted"] < SIGNIFICANT else ", but not beyond chance"
-    return f"{head} changed its {what} most ({signed(top['estimate'])} points){doubt}"
+    return f"{head} changed its {what} most ({points(top['estimate'])}){doubt}"
 
 
 def most_moved(table: pd.DataFrame, column: str) -> pd.Series:
@@ -104,34 +135,59 @@ def most_moved(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def jsd_finding(table: pd.DataFrame) -> str:
-    """Where the maps moved apart most. table: layer and estimate (percent of the maximum) of one model."""
+    """Where the maps moved apart most. table: layer, estimate, low and floor (percent of the maximum) of one model.
+
+    A layer whose interval reaches down to the floor, what rounding alone makes, is none that moved.
+    """
+    if table["estimate"].isna().all():
+        return "No data on how far the attention maps moved apart"
     top = most_moved(table, "estimate")
-    if not top["estimate"] > 0:
+    if top["estimate"] == 0:
         return "The attention maps are the same in every layer"
-    return f"Attention maps moved apart most in layer {top['layer']} (JSD {percent(top['estimate'])} % of its maximum)"
+    if top["estimate"] < SMALLEST_PERCENT / 2:  # it would be printed as 0.00
+        return f"Attention maps are all but the same in every layer (JSD below {SMALLEST_PERCENT} % of its maximum)"
+    beyond = table[table["low"].fillna(table["estimate"]) > table["floor"]]
+    if beyond.empty:
+        size = f"JSD up to {percent(top['estimate'])} % of its maximum"
+        return f"Attention maps moved apart no further than rounding moves them ({size})"
+    top = most_moved(beyond, "estimate")
+    size = f"JSD {percent(top['estimate'])} % of its maximum"
+    return f"Attention maps moved apart most in layer {int(top['layer'])} ({size})"
 
 
 def received_finding(table: pd.DataFrame) -> str:
-    """Where marked words gained or lost most received attention against their controls. table: one model."""
+    """Where marked words gained or lost most received attention against their controls.
+
+    table: one model; low, high: simultaneous over layers, for the layer told is the one that changed most.
+    """
+    if table["change"].isna().all():
+        return "No data on the attention that marked words receive"
     top = most_moved(table, "change")
-    if not abs(top["change"]) > 0:
+    if top["change"] == 0:
         return "Marked words receive what they received before"
+    if abs(top["change"]) < 0.005:  # it would be printed as 0.00
+        return "Against matched words, marked words receive what they received before, within 0.01 × uniform"
     more = "more" if top["change"] > 0 else "less"
     doubt = "" if top["low"] > 0 or top["high"] < 0 else ", but not beyond chance"
+    doubt = "; too few documents for an interval" if pd.isna(top["low"]) else doubt
     marked = f"{top['marked_base']:.2f} → {top['marked_tuned']:.2f} × uniform"
     control = f"{top['control_base']:.2f} → {top['control_tuned']:.2f}"
     return (
-        f"Against matched words, marked words receive {more} attention, most in layer {top['layer']} "
+        f"Against matched words, marked words receive {more} attention, most in layer {int(top['layer'])} "
         f"({marked}; matched: {control}){doubt}"
     )
 
 
 def refocusing_finding(table: pd.DataFrame) -> str:
     """What moved the attention on marked words in the layer where it moved most. table: the heads of one model."""
+    if table["change"].isna().all():
+        return "No data on the attention on marked words"
     layers = table.groupby("layer")[["refocusing", "sink_release", "change"]].mean().reset_index()
     top = most_moved(layers, "change")
-    if not abs(top["change"]) > 0:
+    if top["change"] == 0:
         return "Attention on the marked words did not move"
+    if abs(top["change"]) < 0.05:  # it would be printed as 0.0
+        return "Attention on the marked words moved by less than 0.1 points in every layer"
     larger = abs(top["refocusing"]) >= abs(top["sink_release"])
     first, second = ("refocusing", "sink release") if larger else ("sink release", "refocusing")
     return (
@@ -141,24 +197,41 @@ def refocusing_finding(table: pd.DataFrame) -> str:
     )
 
 
-def circuits_finding(table: pd.DataFrame) -> str:
-    """The heads whose QK and OV products changed most. table: layer, head, circuit, relative (percent) of one model."""
+def circuits_finding(table: pd.DataFrame, *, shared: bool = False) -> str:
+    """The heads whose QK and OV products changed most, rounding left aside.
+
+    table: layer, head, circuit, relative (percent), rounding of one model. shared: the layers run through the same
+    weights; layer then counts the blocks of weights.
+    """
+    if table["relative"].isna().all():
+        return "No data on the weights of heads"
+    largest = table["relative"].max()
+    if largest == 0:
+        return "No head's weights changed what it computes"
+    beyond = table[~table["rounding"].astype(bool) & (table["relative"] > 0)]
+    if beyond.empty:
+        return f"What the heads compute differs by rounding alone (up to {percent(largest)} %)"
     parts = []
-    for circuit, rows in table.groupby("circuit", sort=False):
+    for circuit, rows in beyond.groupby("circuit", sort=False):
         top = most_moved(rows, "relative")
-        if top["relative"] > 0:
-            place = f"layer {top['layer']}, head {top['head']}"
-            parts.append(f"{circuit} of {place} ({percent(top['relative'])} %)")
-    return f"Most changed by its weights: {', '.join(parts)}" if parts else "No head's weights changed what it computes"
+        place = f"{'block' if shared else 'layer'} {int(top['layer'])}, head {int(top['head'])}"
+        parts.append(f"{circuit} of {place} ({percent(top['relative'])} %)")
+    return f"Most changed by its weights: {', '.join(parts)}"
 
 
-def passage_finding(table: pd.DataFrame, models: list[str], where: str) -> str:
-    """How much of the attention on words the marked ones of one text hold. table: model, is_word, marked, received."""
+def passage_finding(table: pd.DataFrame, models: list[str], where: str, unit: str) -> str:
+    """How much of the attention on words the marked ones of one text hold.
+
+    table: model, position, piece, is_word, marked, received. unit: what `received` counts: 'attention on words', of a
+    causal model the position-corrected.
+    """
     base, tuned = (table[(table["model"] == name) & table["is_word"]].set_index("position") for name in models[:2])
+    change = (tuned["received"] - base["received"]).to_numpy(float)
+    if np.isnan(change).any():
+        return "One text as the models read it"
     if table["marked"].any():
         before, after = (rows.loc[rows["marked"], "received"].sum() for rows in (base, tuned))
-        return f"In this text the marked words receive {before:.0f} % of the attention on words, then {after:.0f} %"
-    change = (tuned["received"] - base["received"]).fillna(0).to_numpy(float)
+        return f"In this text the marked words receive {before:.0f} % of the {unit}, then {after:.0f} %"
     place = int(abs(change).argmax())
     if change[place] == 0:
         return f"In this text every word receives what it received before ({where})"
@@ -166,17 +239,39 @@ def passage_finding(table: pd.DataFrame, models: list[str], where: str) -> str:
 
 
 def training_finding(comparison: Comparison, records: dict[str, dict]) -> str:
-    """How well each tuned model did on its held-out data, as recorded."""
+    """How well each tuned model did on its held-out data, before training where that is recorded, and after."""
     told = []
     for model, record in records.items():
         metrics = record.get("metrics") or {}
-        for name, words in (("macro_f1", "macro-F1"), ("accuracy", "accuracy"), ("perplexity", "perplexity")):
-            if isinstance(metrics.get(name), int | float):
-                value = f"{metrics[name]:.1f}" if name == "perplexity" else f"{metrics[name]:.3f}".removeprefix("0")
-                told.append((model, f"{words} {value}"))
-                break
+        name = next((name for name in QUALITIES if not math.isnan(number(metrics.get(name)))), "")
+        if name:
+            told.append((model, name, number(metrics.get(f"base_{name}")), number(metrics[name])))
     if not told:
         return "Training loss over steps"
     if len(comparison.models) == 2:
-        return f"Training reached a held-out {told[0][1]}"
-    return "Held-out results: " + ", ".join(f"{model} {value}" for model, value in told)
+        _, name, before, after = told[0]
+        what, last = QUALITIES[name], _quality(name, after)
+        if math.isnan(before):
+            return f"Training reached a held-out {what} {last}"
+        first = _quality(name, before)
+        if _worse(name, before, after):
+            return f"Training made the held-out {what} worse: {first} → {last}"
+        return f"Held-out {what}: {first} before training, {last} after"
+    parts = []
+    for model, name, before, after in told:
+        first = "" if math.isnan(before) else f"{_quality(name, before)} → "
+        worse = " (worse)" if _worse(name, before, after) else ""
+        parts.append(f"{model} {QUALITIES[name]} {first}{_quality(name, after)}{worse}")
+    return f"Held-out results: {', '.join(parts)}"
+
+
+def _worse(name: str, before: float, after: float) -> bool:
+    """Never where it is not known what was before."""
+    return after > before if name == "perplexity" else after < before
+
+
+def _quality(name: str, value: float) -> str:
+    """.813 of a share, 41.0 or 1,956,383 of a perplexity."""
+    if name == "perplexity":
+        return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3f}".removeprefix("0")

@@ -55,7 +55,10 @@ def _state(directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def claimed(directory: Path, key: str) -> Iterator[None]:
-    """The folder marked as this run's while it works; a user's fault leaves all as it was, a kill leaves the parts."""
+    """The folder marked as this run's while it works; a user's fault leaves all as it was, a kill leaves the parts.
+
+    An interrupt that leaves parts says so.
+    """
     resuming = _state(directory).get("key") == key
     created = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,13 +70,18 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
         _mark(directory, key, complete=False)
         yield
     except BaseException as error:
-        if not resuming and (isinstance(error, AttnlensError) or not any((directory / PARTS).glob("*.npz"))):
+        parts = any((directory / PARTS).glob("*.npz"))
+        if not resuming and (isinstance(error, AttnlensError) or not parts):
             for name in CONTENTS:
                 _remove(directory / name)
             _move_contents(directory / REPLACED, directory)
             for path in created:
                 with suppress(OSError):
                     path.rmdir()
+        if isinstance(error, KeyboardInterrupt) and parts:
+            raise KeyboardInterrupt(
+                f"what was measured is kept in {directory}; the same command goes on from there"
+            ) from error
         raise
     _mark(directory, key, complete=True)
     _remove(directory / PARTS)

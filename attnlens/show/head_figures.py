@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, map_plots, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_documents, of_first_model, panels
+from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_attention, of_documents, panels
 from attnlens.show.tables import heads_table
 
 SHOWN_HEADS = 10
@@ -15,9 +15,18 @@ def drawings(comparison: Comparison) -> list[Drawing]:
     """The figures by head that there are numbers for."""
     heads = heads_table(comparison)
     of_measure = [heads[heads["measure"] == measure] for measure in ("focus", "entropy_content")]
-    found = [head_shift(comparison, rows) for rows in of_measure if not rows.empty]
-    tops = [top_changed(comparison, rows) for rows in of_measure if (rows["estimate"].fillna(0) != 0).any()]
+    found = [head_shift(comparison, rows) for rows in of_measure if rows["estimate"].notna().any()]
+    tops = [top_changed(comparison, rows) for rows in of_measure if not most_changed(comparison, rows).empty]
     return [*found, *tops]
+
+
+def most_changed(comparison: Comparison, heads: pd.DataFrame) -> pd.DataFrame:
+    """The heads of the first tuned model that changed under the headline salience, the most changed first."""
+    headline = (comparison.salience or [""])[0] if (heads["measure"] == "focus").all() else ""
+    chosen = (heads["model"] == comparison.models[1]) & (heads["salience"] == headline)
+    rows = heads[chosen & heads["shown"] & (heads["estimate"].fillna(0) != 0)]
+    order = rows["estimate"].abs().sort_values(ascending=False, kind="stable").index
+    return rows.loc[order].head(SHOWN_HEADS)
 
 
 def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
@@ -47,17 +56,14 @@ def head_shift(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
     )
     unit = "change of focus (points)" if focus else "change of entropy (points)"
     draw = panels(Layout(len(models), map_height(int(table["layer"].max())), "head", "layer", bar=unit), panel)
-    title = of_first_model(comparison, table[table["shown"]], lambda rows: findings.heads_finding(rows, what))
+    title = of_attention(comparison, table[table["shown"]], lambda rows: findings.heads_finding(rows, what))
     return Drawing("focus_heads" if focus else "entropy_heads", "heads", title, caption, table, draw)
 
 
 def top_changed(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
     """The most changed heads of the first tuned model: base, tuned, change and its interval."""
     focus = heads["measure"].iloc[0] == "focus"
-    chosen = (heads["model"] == comparison.models[1]) & (heads["salience"] == heads["salience"].iloc[0])
-    rows = heads[chosen & heads["shown"]]
-    table = rows.loc[rows["estimate"].abs().sort_values(ascending=False, kind="stable").index].head(SHOWN_HEADS)
-    table = table.drop(columns=["measure", "shown"]).reset_index(drop=True)
+    table = most_changed(comparison, heads).drop(columns=["measure", "shown"]).reset_index(drop=True)
     what, unit = ("focus", "focus (points)") if focus else ("content entropy", "content entropy (% of its maximum)")
     model = f" of {comparison.models[1]}" if len(comparison.models) > 2 else ""
     caption = (
@@ -66,5 +72,6 @@ def top_changed(comparison: Comparison, heads: pd.DataFrame) -> Drawing:
         "picked because they changed most, so these changes are on the high side."
     )
     draw = panels(Layout(1, 0.55 + 0.21 * len(table), unit), lambda ax, _: plots.top_heads(table, ax))
+    title = of_attention(comparison, table, lambda rows: findings.top_heads_finding(rows, what))
     name = "focus_top_heads" if focus else "entropy_top_heads"
-    return Drawing(name, "heads", findings.top_heads_finding(table, what), caption, table, draw)
+    return Drawing(name, "heads", title, caption, table, draw)

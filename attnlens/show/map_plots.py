@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from attnlens.show.plots import DIVERGING, GREYED, INK, QUIET, RISING, SIGNIFICANT, percent
 
@@ -50,11 +50,19 @@ def head_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
 
 
 def change_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
-    """Layer × head map of a size: white nothing, dark blue `limit`. table: columns layer, head (from 1), relative."""
+    """Layer × head map of a size: white nothing, dark blue `limit`, grey nothing but rounding.
+
+    table: columns layer, head (from 1), relative, rounding.
+    """
     values = np.ma.masked_invalid(grid(table, "relative"))
     n_layers, n_heads = values.shape
     edges = (np.arange(n_heads + 1) + 0.5, np.arange(n_layers + 1) + 0.5)
     ax.pcolormesh(*edges, values, cmap=RISING, vmin=0, vmax=limit, **_lattice(max(values.shape)))
+    rounded = grid(table, "rounding") == 1
+    if rounded.any():
+        veil = np.ma.masked_array(np.ones(values.shape), mask=~rounded)
+        look = {"cmap": colors.ListedColormap([GREYED]), "label": "rounding alone"}
+        ax.pcolormesh(*edges, veil, **look, **_lattice(max(values.shape)))
     return _map_axes(ax, n_layers, n_heads)
 
 
@@ -65,8 +73,10 @@ def _lattice(size: int) -> dict:
 
 def _map_axes(ax: Axes, n_layers: int, n_heads: int) -> Axes:
     width, height = _inches(ax)
-    for axis, room in ((ax.xaxis, width / 0.19), (ax.yaxis, height / 0.14)):
+    for axis, room, count in ((ax.xaxis, width / 0.19, n_heads), (ax.yaxis, height / 0.14, n_layers)):
         axis.set_major_locator(MaxNLocator(nbins=int(np.clip(room, 3, 12)), integer=True, steps=[1, 2, 4, 5, 10]))
+        if count == 1:
+            axis.set_major_locator(FixedLocator([1]))
     ax.set_xlim(0.5, n_heads + 0.5)
     ax.set_ylim(0.5, n_layers + 0.5)
     return _bare(ax)
@@ -120,7 +130,7 @@ def _cells(ax: Axes, values: np.ndarray, rounded: np.ndarray, left: float, limit
     ax.pcolormesh(*edges, np.ma.masked_invalid(values), **mesh)
     room = _inches(ax)[0] / (left + values.shape[1])
     for (row, column), value in np.ndenumerate(values):
-        text = "r" if rounded[row, column] else percent(value) if np.isfinite(value) else ""
+        text = "r" if rounded[row, column] else percent(value).replace("<0", "<") if np.isfinite(value) else ""
         if text == "r" or room > 0.21:
             ink = "white" if value > 0.55 * limit else INK
             ax.text(left + column, row, text, ha="center", va="center", color=ink, fontsize="small")

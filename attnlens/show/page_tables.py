@@ -8,7 +8,8 @@ import pandas as pd
 from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
 from attnlens.show.plots import percent, plain
-from attnlens.show.tables import heads_table, layers_table, models_table, training_table
+from attnlens.show.tables import heads_table, layers_table, models_table
+from attnlens.show.training_tables import training_table
 
 SHOWN_HEADS = 40
 Cell = Callable[[Any], tuple[str, Any]]  # a row of a table → what is written, and what is sorted by
@@ -39,7 +40,7 @@ def model_rows(comparison: Comparison) -> dict[str, Any]:
     columns["largest change of entropy (points)"] = lambda row: _placed(row, "entropy", signed)
     if frame["jsd"].notna().any():
         columns["largest JSD (% of its maximum)"] = lambda row: _placed(row, "jsd", plain)
-    columns["weight change (%)"] = lambda row: (percent(row["weight_change"]), row["weight_change"])
+    columns["weight change (%)"] = lambda row: _known(row["weight_change"], percent)
     return _table("The tuned models side by side", "models", frame, columns)
 
 
@@ -55,7 +56,8 @@ def training_rows(comparison: Comparison) -> dict[str, Any]:
         "held-out loss": lambda row: _known(row["loss"], "{:.3f}".format),
         "held-out accuracy": lambda row: _known(row["accuracy"], "{:.3f}".format),
         "held-out macro-F1": lambda row: _known(row["macro_f1"], "{:.3f}".format),
-        "held-out perplexity": lambda row: _known(row["perplexity"], "{:.2f}".format),
+        "held-out perplexity before training": lambda row: _known(row["base_perplexity"], "{:,.2f}".format),
+        "held-out perplexity": lambda row: _known(row["perplexity"], "{:,.2f}".format),
     }
     table = _table("Training, as the checkpoints tell it", "training", frame, columns)
     kept = [index for index, _ in enumerate(columns) if any(row[index][0] for row in table["rows"])]
@@ -80,9 +82,10 @@ def layer_rows(comparison: Comparison) -> dict[str, Any]:
         }
     if frame["jsd_estimate"].notna().any():
         columns["JSD (% of its maximum)"] = lambda row: _number(row["jsd_estimate"], plain)
-    columns["weight change (%)"] = lambda row: (percent(row["relative"]), row["relative"])
+    if frame["relative"].notna().any():  # not of layers that share their weights
+        columns["weight change (%)"] = lambda row: _known(row["relative"], percent)
     if frame["floor"].max() > 0:
-        columns["rounding alone (%)"] = lambda row: (percent(row["floor"]), row["floor"])
+        columns["rounding alone (%)"] = lambda row: _known(row["floor"], percent)
     return _table("Layers", "layers", frame, columns)
 
 
@@ -130,13 +133,17 @@ def _placed(row: Any, name: str, written: Callable[[float, int], str]) -> tuple[
     return ("", "") if pd.isna(value) else (f"{written(value, 1)} (layer {row[f'{name}_layer']:.0f})", value)
 
 
-def _number(value: float, written: Callable[[float, int], str]) -> tuple[str, float]:
-    return written(value, 2), value
+def _number(value: float, written: Callable[[float, int], str]) -> tuple[str, Any]:
+    return ("", "") if pd.isna(value) else (written(value, 2), value)
 
 
 def _interval(row: Any, prefix: str) -> tuple[str, Any]:
+    if pd.isna(row[f"{prefix}low"]):
+        return "", ""
     return f"{signed(row[f'{prefix}low'], 2)} … {signed(row[f'{prefix}high'], 2)}", row[f"{prefix}low"]
 
 
-def _p(value: float) -> tuple[str, float]:
+def _p(value: float) -> tuple[str, Any]:
+    if pd.isna(value):
+        return "", ""
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0"), value

@@ -23,6 +23,7 @@ DIVERGING = colors.LinearSegmentedColormap.from_list(
 RISING = colors.LinearSegmentedColormap.from_list("white_blue", ("#f3f6fa", "#a9c8e6", "#3b7fbd", "#0a3d73"))
 GREYED = "#c3c8ce"
 SIGNIFICANT = 0.05
+SMALLEST_PERCENT = 0.01  # what two decimals can tell from nothing
 LOG_RATIO = 50.0  # a wider range of layer changes is drawn on a logarithmic axis
 
 
@@ -44,24 +45,35 @@ def plain(value: float, digits: int = 1) -> str:
 
 
 def percent(value: float) -> str:
-    """A percentage in two or three characters: 0, 0.43, 3.2, 12."""
+    """A percentage in a few characters: 0, <0.01, 0.43, 3.2, 12."""
+    if 0 < value < SMALLEST_PERCENT / 2:
+        return f"<{SMALLEST_PERCENT}"
     return (
         "0" if value == 0 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
     )
 
 
+def detected(table: pd.DataFrame, margin: float = 0.0) -> pd.Series:
+    """Rows whose whole band lies farther from zero than `margin` and whose adjusted p agrees, as the answer needs.
+
+    table: low, high, p_adjusted; floor, where there is one: what rounding alone makes, to be exceeded too.
+    """
+    beyond = table["floor"].clip(lower=margin) if "floor" in table else margin
+    return ((table["low"] > beyond) | (table["high"] < -beyond)) & (table["p_adjusted"] < SIGNIFICANT)
+
+
 def layer_profile(table: pd.DataFrame, ax: Axes, *, margin: float | None = None) -> Axes:
     """Change per layer with its simultaneous band, one line a model.
 
-    table: columns model, layer (from 1), estimate, low, high (points). margin: the smallest change that matters,
-    drawn as ± lines. A filled marker: the interval lies wholly beyond the margin (beyond zero without one).
+    table: columns model, layer (from 1), estimate, low, high (points), p_adjusted. margin: the smallest change that
+    matters, drawn as ± lines. A filled marker: `detected`, the interval lies wholly beyond the margin (beyond zero
+    without one).
     """
     ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
     if margin is not None:
         for level in (-margin, margin):
             ax.axhline(level, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    beyond = (table["low"] > (margin or 0)) | (table["high"] < -(margin or 0))
-    _bands(table.assign(filled=beyond), ax)
+    _bands(table.assign(filled=detected(table, margin or 0.0)), ax)
     ax.margins(y=0.08)
     low, high = ax.get_ylim()
     if high - low < 0.2:  # nothing moved: no magnifying glass on rounding
@@ -77,7 +89,8 @@ def layer_level(table: pd.DataFrame, ax: Axes) -> Axes:
     table: columns model, layer (from 1), estimate, low, high.
     """
     _bands(table.assign(filled=True), ax)
-    ax.set_ylim(0, 1.1 * float(table["high"].max()) or 1.0)
+    top = float(table[["estimate", "high"]].max(axis=None))
+    ax.set_ylim(0, 1.1 * top if top > 0 else 1.0)  # few documents have no interval, and NaN is not above 0
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     return ax
 
@@ -111,11 +124,11 @@ def _layer_axis(ax: Axes, layers: int) -> None:
     ax.set_axisbelow(True)
 
 
-def weight_bars(table: pd.DataFrame, ax: Axes) -> Axes:
+def weight_bars(table: pd.DataFrame, ax: Axes, *, outside: str = "other") -> Axes:
     """Relative weight change per layer, one bar a model; points on a log axis where the range is wide.
 
-    table: columns model, layer (from 1; 0 = outside the layers), relative, floor (percent). A dashed line over a bar's
-    place: what rounding alone makes, where it makes anything.
+    table: columns model, layer (from 1; 0 = `outside` the layers), relative, floor (percent). A dashed line over a
+    bar's place: what rounding alone makes, where it makes anything.
     """
     names = list(table["model"].unique())
     places = sorted(table["layer"].unique())
@@ -143,10 +156,13 @@ def weight_bars(table: pd.DataFrame, ax: Axes) -> Axes:
             ax.hlines(floor, x - half, x + half, label="rounding alone", **look)
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers would be formulas
     else:
         ax.set_ylim(0, 1.14 * float(table[["relative", "floor"]].to_numpy().max()) or 1.0)
+    if len(places) == 1:  # one bar need not be as wide as the figure
+        ax.set_xlim(-1.5, 1.5)
     every = 1 + (len(places) - 1) // 14
-    ax.set_xticks(range(0, len(places), every), ["other" if place == 0 else str(place) for place in places[::every]])
+    ax.set_xticks(range(0, len(places), every), [outside if place == 0 else str(place) for place in places[::every]])
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
     return clean(ax)

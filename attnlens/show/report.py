@@ -17,7 +17,8 @@ from attnlens.show.drawing import NARROW, Drawing, margin
 from attnlens.show.figures import figure_set, rendered, save_figures
 from attnlens.show.files import write
 from attnlens.show.page_tables import page_tables
-from attnlens.show.tables import all_tables, csv, summary, tests_table, weight_layers
+from attnlens.show.tables import all_tables, csv, entropy_table, shares_layers, summary, weight_layers
+from attnlens.show.word_figures import is_causal
 
 MOST_SVG = 200_000  # bytes of one drawing in the page
 MOST_LISTED = 12
@@ -30,8 +31,8 @@ NOT_KNOWN = {
     5: "whether the outputs rely on these words",
 }
 ROWS = {
-    "cls": "the first token, from which this classifier reads",
-    "last": "the last token, from which this classifier reads",
+    "cls": "the first token, from which a classifier of this kind reads",
+    "last": "the last token, from which a classifier of this kind reads",
     "content": "all words",
     "completion": "the words of the completion, looking at the prompt",
 }
@@ -89,6 +90,7 @@ def page(comparison: Comparison, directory: Path) -> str:
         tables=page_tables(comparison),
         passage=(directory / "figures" / "passage.pdf").is_file(),
         passages=comparison.passages,
+        causal=is_causal(comparison),
         island=island(comparison),
         groups=_provenance(comparison.provenance),
         command=str(comparison.provenance.get("command", "")),
@@ -111,10 +113,10 @@ def _first_screen(comparison: Comparison) -> dict[str, Any]:
     """The answer in a reader's words, what else changed, what is not known."""
     answer, first = comparison.answer, comparison.models[1]
     lead, rest = split_sentence(answer.sentence)
-    entropy = tests_table(comparison, "entropy layer")
+    entropy = entropy_table(comparison)
     weights = weight_layers(comparison)
     also = [findings.entropy_finding(entropy[entropy["model"] == first])] if len(entropy) else []
-    also.append(findings.weights_finding(weights[weights["model"] == first]))
+    also.append(findings.weights_finding(weights[weights["model"] == first], shared=shares_layers(comparison)))
     asked = answer.verdict not in ("identical", "not asked")
     unknown = [NOT_KNOWN[rung.number] for rung in answer.rungs if asked and rung.status == "not tested"]
     return {

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attnlens import __version__
 from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
@@ -20,7 +22,8 @@ from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
-from attnlens.training.record import recorded_corpus
+from attnlens.training.base import longest_input
+from attnlens.training.record import recorded_columns, recorded_corpus
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class ReportOptions:
     """Options of a report.
 
     data: the corpus; None takes the held-out data named in the first tuned model's training record, failing that the
-    embedded probe sentences. output: the folder; None makes report-BASE-vs-TUNED. text: keep example texts in the
+    embedded probe sentences. columns: our field name → the data's column name; None takes those of the training record
+    that the data has. output: the folder; None makes report-BASE-vs-TUNED. text: keep example texts in the
     report. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must
     say first. progress: called with (texts done, all texts). announce: called with a line when the work begins.
     The rest is CompareOptions.
@@ -95,6 +99,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     OutputExists. Nothing is written where the question itself is at fault.
     """
     options = ReportOptions() if options is None else options
+    _check_device(options.device)
     sources = _with_base(checkpoints, options)
     texts = _texts(sources[1], options)
     models = load_all(
@@ -162,6 +167,15 @@ def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
     return shlex.join(words)
 
 
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises for an absent and for an unknown device
+        present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise CheckpointError(f"device {device} cannot be used here: this machine has {', '.join(present)}") from error
+
+
 def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> list[str | Path]:
     """Base first; a lone tuned checkpoint names it, and it must be the one it was trained from."""
     if len(checkpoints) > 1:
@@ -200,7 +214,7 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
     """The data asked for, else the held-out rows of the training record, else the embedded probe."""
     record = read_record(tuned)
     if options.data is not None:
-        corpus = read_corpus(options.data, columns=options.columns)
+        corpus = read_corpus(options.data, columns=options.columns or recorded_columns(record, Path(options.data)))
         try:
             background = None if record is None else recorded_corpus(record, "train")
         except CorpusError:
@@ -219,9 +233,10 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
 
 def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_length: int) -> str:
     names = ", ".join(model.name for model in models)
+    tokens = min(max_length, *(longest_input(model.model, model.tokenizer) for model in models))
     invitation = "; --data FILE measures on your task" if texts.probe else ""
     return (
-        f"Measuring {names} on {count} of {len(texts.corpus)} texts, at most {max_length} tokens each: "
+        f"Measuring {names} on {count} of {len(texts.corpus)} texts, at most {tokens} tokens each: "
         f"{texts.source}{invitation}"
     )
 

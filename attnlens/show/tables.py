@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.core.resampling import column_tests, document_means
+from attnlens.analysis.weights import SLACK
+from attnlens.core.resampling import document_means
+from attnlens.show.training_tables import number, training_table
 
 MINIMUM_CONTENT = 5.0  # percent: a head with less attention on words says little about words (METRICS 3.4)
 MEASURES = {"entropy_content": "entropy head", "focus": "focus head"}
-# What a training history may hold, in the order of the table.
-CURVES = ("step", "loss", "learning_rate", "heldout_loss", "accuracy", "macro_f1", "perplexity")
 ESTIMATES = ["estimate", "low", "high", "p", "p_adjusted", "n"]
 
 
@@ -44,10 +44,10 @@ def head_means(comparison: Comparison, name: str, salience: str = "") -> np.ndar
         array = array.sel(salience=salience)
     values = array.transpose("example", "model", "layer", "head").values
     means = document_means(values, comparison.data["document"].values)
-    return _mean(means)
+    return over_documents(means)
 
 
-def _mean(means: np.ndarray) -> np.ndarray:
+def over_documents(means: np.ndarray) -> np.ndarray:
     """Mean over the first axis, documents without data left out; NaN where none has."""
     known = ~np.isnan(means)
     return np.where(known, means, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
@@ -86,20 +86,45 @@ def heads_table(comparison: Comparison) -> pd.DataFrame:
     return table[order].assign(shown=table["content_mass"] >= MINIMUM_CONTENT)
 
 
+def shares_layers(comparison: Comparison) -> bool:
+    """Whether several attention layers run through the same weights, as ALBERT's do: fewer queries than layers."""
+    backbone = _backbone(comparison)
+    queries = backbone["module"].isin(["query", "query+key+value"]) & backbone["matrix"].str.endswith("weight")
+    return 0 < backbone.loc[queries, "matrix"].nunique() < comparison.data.sizes["layer"]
+
+
+def _backbone(comparison: Comparison) -> pd.DataFrame:
+    weights = measured(comparison, comparison.weights)
+    return weights[weights["kind"] == "backbone"]
+
+
+def rounding_alone(comparison: Comparison, model: str) -> bool:
+    """Whether the weights of a tuned model differ from the base's by nothing but rounding."""
+    backbone = _backbone(comparison)
+    changed = backbone[(backbone["model"] == model) & (backbone["delta_norm"] > 0)]
+    return "rounding" in changed and not changed.empty and bool(changed["rounding"].astype(bool).all())
+
+
 def weight_layers(comparison: Comparison) -> pd.DataFrame:
     """Weight change per model and layer in percent of the layer's size; layer empty = outside the layers.
 
+    Layers that share their weights have no row of their own: one row with an empty layer holds the whole backbone.
     floor: what rounding to the narrower stored dtype makes alone; rounding: nothing else happened in the layer.
     """
-    weights = measured(comparison, comparison.weights)
-    return _pooled(comparison, weights[weights["kind"] == "backbone"], ["model", "layer"])
+    backbone = _backbone(comparison)
+    backbone = backbone.assign(layer=-1) if shares_layers(comparison) else backbone
+    return _pooled(comparison, backbone, ["model", "layer"])
 
 
 def weight_modules_table(comparison: Comparison) -> pd.DataFrame:
-    """Weight change per model, kind of matrix and layer in percent, with floor and rounding as `weight_layers`."""
-    weights = measured(comparison, comparison.weights)
-    inside = weights[(weights["kind"] == "backbone") & (weights["layer"] >= 0)]
-    return _pooled(comparison, inside, ["model", "module", "layer"])
+    """Weight change per model, kind of matrix and layer in percent, with floor and rounding as `weight_layers`.
+
+    Where no matrix belongs to one layer alone, layer is empty and embeddings are among the kinds.
+    """
+    backbone = _backbone(comparison)
+    inside = backbone[backbone["layer"] >= 0]
+    alone = backbone.assign(layer=-1) if shares_layers(comparison) or inside.empty else inside
+    return _pooled(comparison, alone, ["model", "module", "layer"])
 
 
 def _pooled(comparison: Comparison, weights: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -128,102 +153,33 @@ def _pooled(comparison: Comparison, weights: pd.DataFrame, keys: list[str]) -> p
 
 
 def circuits_table(comparison: Comparison) -> pd.DataFrame:
-    """Change of each head's QK and OV product in percent of its size: model, circuit, layer, head, relative."""
-    heads = from_one(in_order(comparison, measured(comparison, comparison.heads)))
-    table = heads.assign(relative=100 * heads["relative"])[["model", "circuit", "layer", "head", "relative"]]
+    """Change of each head's QK and OV product in percent of its size: model, circuit, layer, head, relative.
+
+    floor: what rounding to the narrower stored dtype makes; rounding: a change not above it. layer: of layers that
+    share their weights, the number of the block that they run through.
+    """
+    heads = measured(comparison, comparison.heads)
+    if shares_layers(comparison):
+        blocks = heads["site"] if "site" in heads else heads["layer"]
+        heads = heads.assign(layer=pd.factorize(blocks)[0])
+    heads = from_one(in_order(comparison, heads))
+    floor = heads["floor"].fillna(0.0) if "floor" in heads else 0.0
+    rounding = (heads["relative"] > 0) & (heads["relative"] <= floor * SLACK)
+    table = heads.assign(relative=100 * heads["relative"], floor=100 * floor, rounding=rounding)
+    table = table[["model", "circuit", "layer", "head", "relative", "floor", "rounding"]]
     ordered = table.sort_values("circuit", key=lambda names: names != "QK", kind="stable")
     return in_order(comparison, ordered).reset_index(drop=True)
-
-
-def received_table(comparison: Comparison) -> pd.DataFrame:
-    """Received attention (times uniform) of marked words and their controls under the headline salience, by layer.
-
-    change: marked minus control, tuned minus base, with its t interval over documents, each layer for itself.
-    """
-    data = comparison.data
-    names = ("received_matched" if "received_matched" in data else "received", "received_control")
-    # (N, M, L): mean over heads, which hold NaN where a layer has fewer
-    marked, control = (
-        data[name].sel(salience=comparison.salience[0]).mean("head").transpose("example", "model", "layer").values
-        for name in names
-    )
-    means = document_means(np.stack([marked, control], 1), data["document"].values)  # (D, 2, M, L)
-    level = _mean(means)
-    frames = []
-    for index, model in enumerate(comparison.models[1:], start=1):
-        gap = means[:, 0] - means[:, 1]
-        test = column_tests(gap[:, index] - gap[:, 0], rng=np.random.default_rng(0))
-        columns = {
-            "model": model,
-            "layer": np.arange(1, level.shape[-1] + 1),
-            "marked_base": level[0, 0],
-            "marked_tuned": level[0, index],
-            "control_base": level[1, 0],
-            "control_tuned": level[1, index],
-            "change": test.estimate,
-            "low": test.low,
-            "high": test.high,
-            "n": test.n,
-        }
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
-
-
-def refocusing_table(comparison: Comparison) -> pd.DataFrame:
-    """The change of attention on marked words of every head, split in two (METRICS 3.2), in points of all attention.
-
-    With c = 1 − m_K and G of a text before and after: Δ(c·G) = c̄·ΔG (refocusing) + Ḡ·Δc (sink release), exactly.
-    """
-    data = comparison.data
-    order = ("example", "model", "layer", "head")
-    content = data["content_mass"].transpose(*order).values
-    share = data["share"].sel(salience=comparison.salience[0]).transpose(*order).values
-    documents, frames = data["document"].values, []
-    for index, model in enumerate(comparison.models[1:], start=1):
-        (c0, c1), (g0, g1) = ((values[:, 0], values[:, index]) for values in (content, share))
-        terms = np.stack([(c0 + c1) / 2 * (g1 - g0), (g0 + g1) / 2 * (c1 - c0)], 1)  # (N, 2, L, H)
-        means = document_means(terms, documents)
-        refocused, released = 100 * _mean(means)
-        layer, head = np.nonzero(np.isfinite(refocused))
-        columns = {
-            "model": model,
-            "layer": layer + 1,
-            "head": head + 1,
-            "refocusing": refocused[layer, head],
-            "sink_release": released[layer, head],
-            "change": (refocused + released)[layer, head],
-            "n": np.isfinite(means[:, 0]).sum(0)[layer, head],
-        }
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
-
-
-def curves_table(comparison: Comparison) -> pd.DataFrame:
-    """Training histories as the checkpoints tell them: model, step and what was recorded at it; empty where none is."""
-    frames = []
-    for model, record in training_records(comparison).items():
-        history = record.get("history")
-        rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
-        known = [{name: row[name] for name in CURVES if isinstance(row.get(name), int | float)} for row in rows]
-        frames.append(pd.DataFrame([row for row in known if "step" in row]).assign(model=model))
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    if "step" not in table:
-        return pd.DataFrame(columns=["model", "step"])
-    return table[["model", *(name for name in CURVES if name in table)]]
-
-
-def training_records(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """The training record of each tuned model that brings one."""
-    models = comparison.provenance.get("models", [])
-    found = {name: model.get("training") for name, model in zip(comparison.models, models, strict=False)}
-    return {name: record for name, record in list(found.items())[1:] if isinstance(record, dict)}
 
 
 def layers_table(comparison: Comparison) -> pd.DataFrame:
     """One row for each tuned model and layer: change of focus (by salience definition) and of entropy in points, with
     interval and adjusted p, JSD in percent of its maximum, and the weight change `relative` in percent.
+
+    The layers are those of attention and those of weights: either may have some that the other has not.
     """
-    table = weight_layers(comparison)
+    attention = tests_table(comparison, "entropy layer")[["model", "layer"]]
+    table = weight_layers(comparison).merge(attention, on=["model", "layer"], how="outer")
+    table = in_order(comparison, table.sort_values("layer", na_position="first", kind="stable")).reset_index(drop=True)
     wanted = [("profile", f"focus_{name}", name) for name in comparison.salience]
     for family, prefix, salience in [*wanted, ("entropy layer", "entropy_content", "")]:
         tests = tests_table(comparison, family)
@@ -234,11 +190,31 @@ def layers_table(comparison: Comparison) -> pd.DataFrame:
     return table.join(jsd, on=["model", "layer"])
 
 
+def entropy_table(comparison: Comparison) -> pd.DataFrame:
+    """Change of content entropy by layer in points, as tested; floor: what rounding the weights alone makes."""
+    columns = ["model", "layer", "estimate", "low", "high", "p_adjusted", "n"]
+    table = tests_table(comparison, "entropy layer")[columns]
+    return table.assign(floor=100 * _rounding(comparison, "entropy_content", table["model"]))
+
+
 def jsd_table(comparison: Comparison) -> pd.DataFrame:
-    """Divergence of base and tuned maps by layer in percent of its maximum, log 2: estimate, low, high, n."""
+    """Divergence of base and tuned maps by layer in percent of its maximum, log 2: estimate, low, high, n.
+
+    floor: what rounding the weights alone makes.
+    """
     table = tests_table(comparison, "jsd layer")[["model", "layer", "estimate", "low", "high", "n"]]
-    bounds = ["estimate", "low", "high"]
+    table = table.assign(floor=100 * _rounding(comparison, "jsd", table["model"]))
+    bounds = ["estimate", "low", "high", "floor"]
     return table.assign(**{name: table[name] / np.log(2) for name in bounds})  # 100 nats → percent
+
+
+def _rounding(comparison: Comparison, name: str, models: pd.Series) -> pd.Series:
+    """What a cast to the narrowest stored dtype made of a statistic, for the models that such a cast may explain."""
+    known = comparison.provenance.get("rounding")
+    value = number(known.get(name)) if isinstance(known, dict) else 0.0
+    weights = comparison.weights
+    cast = set(weights.loc[weights["floor"] > 0, "model"]) if "floor" in weights else set()
+    return models.isin(cast) * np.nan_to_num(value)
 
 
 def models_table(comparison: Comparison) -> pd.DataFrame:
@@ -261,25 +237,6 @@ def models_table(comparison: Comparison) -> pd.DataFrame:
             row |= {name: np.nan if top is None else top["estimate"]}
         rows.append(row | {"weight_change": whole["relative"][model], "rounding": whole["floor"][model]})
     return pd.DataFrame(rows)
-
-
-def training_table(comparison: Comparison) -> pd.DataFrame:
-    """How each tuned model was trained, as its checkpoint tells it; empty where none does."""
-    rows = []
-    for model, record in training_records(comparison).items():
-        counts, metrics = record.get("parameters") or {}, record.get("metrics") or {}
-        trainable, total = (_number(counts.get(name)) for name in ("trainable", "total"))
-        row = {"model": model, "method": str(record.get("method") or ""), "task": str(record.get("task") or "")}
-        row |= {"seed": _number(record.get("seed")), "trained": 100 * trainable / total if total else np.nan}
-        row |= {"seconds": _number(record.get("seconds"))}
-        names = ("best_step", "loss", "accuracy", "macro_f1", "perplexity")
-        rows.append(row | {name: _number(metrics.get(name)) for name in names})
-    return pd.DataFrame(rows)
-
-
-def _number(value: object) -> float:
-    """A number of a record that a stranger may have written."""
-    return float(value) if isinstance(value, int | float) else np.nan
 
 
 def examples_table(comparison: Comparison) -> pd.DataFrame:

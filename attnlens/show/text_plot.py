@@ -27,10 +27,11 @@ class _Placed:
     row: int
 
 
-def text_blocks(table: pd.DataFrame, width: float) -> Figure:
+def text_blocks(table: pd.DataFrame, width: float, unit: str) -> Figure:
     """The text once for each model, words coloured by what they receive, with the scale below.
 
-    table: columns model, piece, is_word, marked, received (percent; NaN between words), in the order to draw.
+    table: columns model, piece, is_word, marked, received (percent; NaN between words), in the order to draw. unit:
+    what they receive.
     """
     size = float(matplotlib.rcParams["font.size"])
     models = list(table["model"].unique())
@@ -59,7 +60,7 @@ def text_blocks(table: pd.DataFrame, width: float) -> Figure:
         ax.text(0, y, model, va="center", color=QUIET, fontweight="bold", fontsize=0.94 * size)
         for piece in placed:
             _word(ax, piece, rows.loc[piece.row], y + size * (1.2 + LEADING * (piece.line + 0.25)), colour)
-    _scale(figure, colour, top if top > 0 else 1.0, size)
+    _scale(figure, colour, (top if top > 0 else 1.0, unit), size)
     return figure
 
 
@@ -104,7 +105,8 @@ def _word(ax, piece: _Placed, row: pd.Series, y: float, colour: cm.ScalarMappabl
         )
 
 
-def _scale(figure: Figure, colour: cm.ScalarMappable, top: float, size: float) -> None:
+def _scale(figure: Figure, colour: cm.ScalarMappable, end: tuple[float, str], size: float) -> None:
+    top, unit = end
     height = 72 * figure.get_figheight()
     points = 72 * figure.get_figwidth()
     place = (EDGE / points, 2.4 * size / height, min(0.36, 110 / points), 0.7 * size / height)
@@ -113,6 +115,6 @@ def _scale(figure: Figure, colour: cm.ScalarMappable, top: float, size: float) -
     side.ax.tick_params(length=0, pad=2)
     side.set_ticks([0, top / 4, top], labels=["0", f"{top / 4:.2g}", f"{top:.2g}"])
     figure.text(
-        place[0] + place[2] + 8 / points, place[1] + 0.35 * size / height, "% of the attention on words",
+        place[0] + place[2] + 8 / points, place[1] + 0.35 * size / height, f"% of the {unit}",
         va="center", fontsize=0.94 * size,
     )  # fmt: skip

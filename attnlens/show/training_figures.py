@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, plots
 from attnlens.show.drawing import Drawing, Layout, labels, panels
-from attnlens.show.tables import curves_table, training_records
+from attnlens.show.training_tables import curves_table, training_records
 
 # What a run may have recorded of its held-out data: axis label, and the factor of the unit.
 QUALITIES = {"macro_f1": "held-out macro-F1", "accuracy": "held-out accuracy", "perplexity": "held-out perplexity"}

@@ -7,31 +7,45 @@ from matplotlib.axes import Axes
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, map_plots, plots
 from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_first_model, panels
-from attnlens.show.tables import circuits_table, weight_layers, weight_modules_table
+from attnlens.show.tables import circuits_table, shares_layers, weight_layers, weight_modules_table
 
+SHARED = " The weights are shared by all layers: no part of the change belongs to one layer alone."
 CIRCUITS = {"QK": "QK: where a head looks", "OV": "OV: what it passes on"}
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:
     """The figures of the weights; the products of the heads where they were measured."""
     found = [weight_change(comparison), weight_modules(comparison)]
-    return found if comparison.heads.empty else [*found, circuit_change(comparison)]
+    heads = comparison.heads
+    return [*found, circuit_change(comparison)] if "relative" in heads and heads["relative"].notna().any() else found
 
 
 def weight_change(comparison: Comparison) -> Drawing:
     """Relative weight change per layer, one bar a model."""
     table = weight_layers(comparison)
-    # The place outside the layers is drawn only where something moved there.
+    shared = shares_layers(comparison)
+    # The place outside the layers is drawn only where something moved there, or there is no other.
     outside = table["layer"].isna()
-    table = table[~outside | (table.loc[outside, "relative"].max() > 0)].reset_index(drop=True)
+    alone = bool(outside.all())
+    if not alone and not table.loc[outside, "relative"].max() > 0:
+        table = table[~outside].reset_index(drop=True)
     shown = table.assign(model=table["model"].map(labels(comparison.models)), layer=table["layer"].fillna(0))
-    caption = (
-        "Weight change by layer: size of the difference between tuned and base, √ΣΔ², in percent of the size of the "
-        "base, √ΣW², over all matrices of the layer. other: embeddings and what else stands outside the layers. Task "
-        f"heads are left out.{_floor(table, 'Dashed: ')} No sampling is involved."
+    over = (
+        "over all matrices of the model."
+        if alone
+        else "over all matrices of the layer. other: embeddings and what else stands outside the layers."
     )
-    draw = panels(Layout(1, 2.2, "layer", "weight change (% of its size)"), lambda ax, _: plots.weight_bars(shown, ax))
-    title = of_first_model(comparison, table, findings.weights_finding)
+    caption = (
+        f"Weight change{'' if alone else ' by layer'}: size of the difference between tuned and base, √ΣΔ², in percent "
+        f"of the size of the base, √ΣW², {over} Task heads are left out."
+        f"{SHARED if shared else ''}{_floor(table, 'Dashed: ')} No sampling is involved."
+    )
+
+    def panel(ax: Axes, _: int) -> None:
+        plots.weight_bars(shown, ax, outside="all weights" if alone else "other")
+
+    draw = panels(Layout(1, 2.2, "" if alone else "layer", "weight change (% of its size)"), panel)
+    title = of_first_model(comparison, table, lambda rows: findings.weights_finding(rows, shared=shared))
     return Drawing("weight_change", "weights", title, caption, table, draw)
 
 
@@ -44,6 +58,8 @@ def weight_modules(comparison: Comparison) -> Drawing:
     table = table.reset_index(drop=True)
     names = labels(comparison.models, limit=TITLE)
     shown = table.assign(module=table["module"].map(labels(table["module"].unique(), limit=22)))
+    alone = bool(table["layer"].isna().all())
+    shown = shown.assign(layer="all") if alone else shown
     models = list(table["model"].unique())
     rounded = bool(table["floor"].max() > 0)
     limit = float(table["relative"].max())
@@ -60,24 +76,26 @@ def weight_modules(comparison: Comparison) -> Drawing:
         title = f"Among the kinds of matrices, {moved.idxmax()} moved most (up to {plots.percent(moved.max())} %)"
     else:
         title = "No kind of matrix changed" + (" beyond rounding" if table["relative"].max() > 0 else "")
-    alone = " r: nothing but rounding." if table["rounding"].any() else ""
+    letter = " r: nothing but rounding." if table["rounding"].any() else ""
     caption = (
-        "Weight change by kind of matrix and layer, √ΣΔ²/√ΣW² in percent. Query and key can be rotated together "
+        f"Weight change by kind of matrix{'' if alone else ' and layer'}, √ΣΔ²/√ΣW² in percent."
+        f"{SHARED if shares_layers(comparison) else ''} Query and key can be rotated together "
         f"without any effect on attention: a change there need not be a change of attention."
-        f"{_floor(table, 'Last column, floor: ')}{alone}"
+        f"{_floor(table, 'Last column, floor: ')}{letter}"
     )
     height = 0.6 + 0.23 * table["module"].nunique()
-    draw = panels(Layout(len(models), height, "layer", bar="weight change (%)"), panel)
+    draw = panels(Layout(len(models), height, "" if alone else "layer", bar="weight change (%)"), panel)
     return Drawing("weight_modules", "weights", title, caption, table, draw)
 
 
 def circuit_change(comparison: Comparison) -> Drawing:
     """Layer × head maps of the change of the products W_Qᵀ·W_K and W_O·W_V, two panels for each tuned model."""
     table = circuits_table(comparison)
-    limit = float(np.nanmax(table["relative"].to_numpy(float), initial=0.0)) or 1.0
+    coloured = table if table["rounding"].all() else table[~table["rounding"]]
+    limit = float(np.nanmax(coloured["relative"].to_numpy(float), initial=0.0)) or 1.0
     names = labels(comparison.models, limit=18)  # two maps side by side even in a narrow column
     pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
-    several = len(comparison.models) > 2
+    several, shared = len(comparison.models) > 2, shares_layers(comparison)
 
     def panel(ax: Axes, index: int) -> None:
         model, circuit = pairs[index]
@@ -85,14 +103,21 @@ def circuit_change(comparison: Comparison) -> Drawing:
         map_plots.change_map(rows, ax, limit=limit)
         ax.set_title(f"{names[model]}\n{circuit}" if several else CIRCUITS[circuit])
 
+    rounded = (
+        " Grey: the change is no larger than rounding to the narrower stored number format makes alone."
+        if table["rounding"].any()
+        else ""
+    )
     caption = (
         "Change of what each head's weights compute: QK = W_Qᵀ·W_K, which decides where the head looks, OV = W_O·W_V, "
         "which decides what it passes on; size of the change in percent of the size in the base (Frobenius norm). "
-        "Rotating query and key together, or value and output, changes neither product. No sampling is involved."
+        "Rotating query and key together, or value and output, changes neither product."
+        f"{SHARED if shared else ''}{rounded} No sampling is involved."
     )
     height = map_height(int(table["layer"].max()))
-    draw = panels(Layout(len(pairs), height, "head", "layer", bar="change (% of the size)", across=2), panel)
-    title = of_first_model(comparison, table, findings.circuits_finding)
+    rows = "block" if shared else "layer"
+    draw = panels(Layout(len(pairs), height, "head", rows, bar="change (% of the size)", across=2), panel)
+    title = of_first_model(comparison, table, lambda rows: findings.circuits_finding(rows, shared=shared))
     return Drawing("circuit_change", "weights", title, caption, table, draw)
 
 

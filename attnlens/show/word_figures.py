@@ -8,24 +8,28 @@ from matplotlib.axes import Axes
 
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.show import findings, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_documents, of_first_model, panels
-from attnlens.show.tables import received_table, refocusing_table
+from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_attention, of_documents, panels
 from attnlens.show.text_plot import text_blocks
+from attnlens.show.word_tables import received_table, refocusing_table
 
 SHOWN_WORDS = 60
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:
     """The figures of words that there are numbers for."""
-    measured = "received" in comparison.data and bool(comparison.data["received"].notnull().any())
-    found = [received(comparison)] if comparison.salience and measured else []
-    found += [refocusing(comparison)] if comparison.salience else []
-    return [*found, passage_text(comparison)] if comparison.passages else found
+    found = []
+    if comparison.salience and "received" in comparison.data:
+        table = received_table(comparison)
+        found += [received(comparison, table)] if table["change"].notna().any() else []
+    if comparison.salience and "mass" in comparison.data:
+        table = refocusing_table(comparison)
+        found += [] if table.empty else [refocusing(comparison, table)]
+    seen = any(np.isfinite(np.asarray(passage.received, dtype=float)).any() for passage in comparison.passages)
+    return [*found, passage_text(comparison)] if seen else found
 
 
-def received(comparison: Comparison) -> Drawing:
+def received(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     """Attention that marked and matched ordinary words receive, base → tuned, a panel for each tuned model."""
-    table = received_table(comparison)
     names = labels(comparison.models, limit=TITLE)
     models = list(table["model"].unique())
     limit = 1.08 * max(1.0, float(np.nanmax(table.filter(regex="_(base|tuned)$"))))
@@ -35,22 +39,28 @@ def received(comparison: Comparison) -> Drawing:
         if len(models) > 1:
             ax.set_title(names[models[index]])
 
-    top = findings.most_moved(table[table["model"] == models[0]], "change")
+    known = table[table["model"] == table.loc[table["change"].notna(), "model"].iloc[0]]
+    top = findings.most_moved(known, "change")
+    of_model = f" of {top['model']}" if len(models) > 1 else ""
     caption = (
         f"Attention that a word receives from the measured rows, by layer (mean over heads), base (hollow) and tuned "
         f"(filled): words marked by {comparison.salience[0]} and their matched ordinary words. 1 = what uniform "
-        f"attention would give. Change of the difference in layer {top['layer']}: {plots.signed(top['change'], 2)} "
-        f"(95 % {plots.signed(top['low'], 2)} … {plots.signed(top['high'], 2)}, this layer alone), over "
-        f"{of_documents(comparison, table)}."
+        f"attention would give. Change of the difference in layer {top['layer']}{of_model}: "
+        f"{plots.signed(top['change'], 2)} ({_interval(top)}), over {of_documents(comparison, table)}."
     )
     draw = panels(Layout(len(models), 2.35, "layer", "received attention (× uniform)"), panel)
-    title = of_first_model(comparison, table, findings.received_finding)
+    title = of_attention(comparison, table, findings.received_finding)
     return Drawing("received_profile", "words", title, caption, table, draw)
 
 
-def refocusing(comparison: Comparison) -> Drawing:
+def _interval(row: pd.Series) -> str:
+    if pd.isna(row["low"]):
+        return "too few documents for an interval"
+    return f"95 % {plots.signed(row['low'], 2)} … {plots.signed(row['high'], 2)}, simultaneous over layers"
+
+
+def refocusing(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     """Every head in the plane of refocusing against sink release, a panel for each tuned model."""
-    table = refocusing_table(comparison)
     names = labels(comparison.models, limit=TITLE)
     models = list(table["model"].unique())
     limits = plots.plane_limits(table)
@@ -62,14 +72,15 @@ def refocusing(comparison: Comparison) -> Drawing:
 
     caption = (
         f"Why the attention on marked words (by {comparison.salience[0]}) moved, one dot a head, in points of all "
-        "attention. Up: refocusing, a larger share G of the attention on words goes to the marked ones, (1−m)·ΔG with "
-        "m the attention on special tokens. Right: sink release, attention leaves the special tokens and falls on all "
-        "words, −G·Δm. The factors that do not change sides are means of base and tuned, so the two add up exactly to "
-        "the change; above the dashed line it is a rise. Means over texts and documents; "
+        "attention. Up: refocusing, a larger part G of the attention on words goes to the marked ones, (1−m)·ΔG with "
+        "m the attention on special tokens and G the mean attention on the marked words of a text over that on all its "
+        "words. Right: sink release, attention leaves the special tokens and falls on all words, −G·Δm. The factors "
+        "that do not change sides are means of base and tuned, so the two add up exactly to the change; above the "
+        "dashed line it is a rise. Means over texts and documents; "
         f"no test of single heads; {of_documents(comparison, table)}."
     )
     layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer", whole=True)
-    title = of_first_model(comparison, table, findings.refocusing_finding)
+    title = of_attention(comparison, table, findings.refocusing_finding)
     return Drawing("refocusing", "words", title, caption, table, panels(layout, panel))
 
 
@@ -81,14 +92,27 @@ def passage_text(comparison: Comparison) -> Drawing:
     names = labels(comparison.models)
     shown = table.assign(model=table["model"].map(names), piece=table["piece"].map(_one_line))
     where = f"layer {layer + 1}, {'mean of heads' if head < 0 else f'head {head + 1}'}"
+    causal = is_causal(comparison)
+    unit = "position-corrected attention on words" if causal else "attention on words"
     marked = " Underlined: the marked words." if table["marked"].any() else ""
+    corrected = (
+        " Position-corrected: counted against uniform attention, since in this model later words see the earlier ones "
+        "and not the reverse; the share of attention in the answer is not corrected in this way."
+        if causal
+        else ""
+    )
     part = " (part of the text)" if table["position"].nunique() < len(passage.words) else ""
     caption = (
-        f"Text {drawable(passage.id)}{part}, {where}: the darker a word, the more of the attention on words it "
-        f"receives (word pieces added up; one scale for all models).{marked} One text, an example for the eye."
+        f"Text {drawable(passage.id)}{part}, {where}: the darker a word, the more of the {unit} it receives (word "
+        f"pieces added up; one scale for all models).{marked}{corrected} One text, an example for the eye."
     )
-    title = findings.passage_finding(table, comparison.models, where)
-    return Drawing("passage", "words", title, caption, table, lambda width: text_blocks(shown, width))
+    title = findings.passage_finding(table, comparison.models, where, unit)
+    return Drawing("passage", "words", title, caption, table, lambda width: text_blocks(shown, width, unit))
+
+
+def is_causal(comparison: Comparison) -> bool:
+    """Whether the measured model reads from left to right."""
+    return bool((comparison.data["stack"] == "decoder").any())
 
 
 def chosen_passage(comparison: Comparison) -> tuple[Passage, int]:

@@ -153,6 +153,7 @@ class _Row(BaseModel):
 
 FIELDS = tuple(_Row.model_fields)
 FORMS = (("text",), ("prompt", "completion"), ("messages",))  # a row holds its text in one of them
+OTHER_FORMS = "--prompt-column and --completion-column, or --messages-column"
 _SPANS_NEEDED = 'Give spans as [{"start": 0, "end": 5, "label": "term"}], in characters, end exclusive.'
 _TEXT_NEEDED = "Give the {} as a non-empty string, or remove the row."
 _NAME_NEEDED = "Give a string or a whole number, or leave it out."
@@ -192,9 +193,10 @@ def _form(raw: Row, where: str, sources: Mapping[str, str]) -> tuple[str, ...]:
     (form,) = given or [next((form for form in forms if sources[form[0]] in raw), forms[0])]
     for field in form:
         if sources[field] not in raw:
+            others = "" if given or len(forms) < len(FORMS) else f", or {OTHER_FORMS}"
             raise CorpusError(
                 f"{where}, field {field}: needs a column {sources[field]!r}; the columns are "
-                f"{', '.join(map(repr, raw))}. Name the right one with --{field}-column."
+                f"{', '.join(map(repr, raw))}. Name the right one with --{field}-column{others}."
             )
     return form
 

@@ -165,7 +165,9 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Rows:
         with parquet.ParquetFile(path) as file:
             yield from _table_rows(file.schema_arrow.names, file.iter_batches(BLOCK), wanted, {})
     except (OSError, pyarrow.ArrowException) as error:
-        raise CorpusError(f"{path}: needs a Parquet file; got: {_reason(error)}. Write it again.") from error
+        reason = getattr(error, "strerror", None)  # only the system's own reasons are for a user
+        fault = f"this one cannot be read: {reason}" if reason else "this one is damaged, or no Parquet"
+        raise CorpusError(f"{path}: needs a Parquet file; {fault}. Write it again.") from error
 
 
 def _datasets_rows(path: Path, wanted: Collection[str]) -> Rows:

@@ -23,7 +23,7 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.identity import home_free
-from attnlens.checkpoints.load import check_hub
+from attnlens.checkpoints.source import check_hub, read_json
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 from attnlens.training.methods import head_parameters
 
@@ -120,6 +120,7 @@ def _locate(base: str | Path) -> tuple[str, str]:
             raise CheckpointError(
                 f"{home_free(local)} holds no {CONFIG_NAME}: needed a Hugging Face checkpoint directory."
             )
+        read_json(local / CONFIG_NAME)
         return str(local), home_free(local.resolve())
     if local.exists():
         raise CheckpointError(f"{home_free(local)} is a file: needed a Hugging Face checkpoint directory or a hub id.")

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from attnlens.core.errors import TrainingError
+from attnlens.core.errors import TrainingError, UnsupportedModel
 from attnlens.text.corpus import Corpus
 from attnlens.training.base import Base
 from attnlens.training.loop import Row, Work
@@ -51,4 +51,23 @@ def _rows(base: Base, corpus: Corpus, labels: tuple[str, ...], max_length: int) 
     for example, row in zip(corpus, rows, strict=True):
         if not row["input_ids"]:
             raise TrainingError(f"the text of row {example.id!r} has no token for {base.name}: remove the row.")
+        if base.model.config.is_encoder_decoder:
+            _check_end(base, example.id, row["input_ids"])
     return rows, sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
+
+
+def _check_end(base: Base, row: str, ids: list[int]) -> None:
+    """An encoder–decoder classifies at the end-of-text token, of which each text must have one."""
+    number = base.model.config.eos_token_id
+    token = "(none)" if number is None else base.tokenizer.convert_ids_to_tokens(number)
+    count = ids.count(number) if isinstance(number, int) else 0
+    if count == 0:
+        raise UnsupportedModel(
+            f"{base.name} classifies at the end-of-text token {token!r}, which the tokenizer of {base.name} does not "
+            "add: give it a tokenizer that ends texts with it."
+        )
+    if count > 1:
+        raise TrainingError(
+            f"the text of row {row!r} holds {token!r} {count} times, and {base.name} classifies at the only one: "
+            "remove it from the text."
+        )

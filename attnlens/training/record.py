@@ -13,6 +13,7 @@ import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
+from attnlens.text.readers import raw_rows
 from attnlens.training.accounting import switching_history, trained_parameters
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
@@ -49,6 +50,15 @@ def recorded_corpus(record: dict[str, Any], part: str) -> Corpus | None:
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < len(corpus) for row in rows):
         raise CorpusError(f"the training record names rows that {shown} does not have: add --data FILE.")
     return corpus.select(rows)
+
+
+def recorded_columns(record: dict[str, Any] | None, path: Path) -> dict[str, str] | None:
+    """Of the columns that a run was told to read, those that another file has too; None where there are none."""
+    named = ((record or {}).get("options") or {}).get("columns")
+    if not isinstance(named, dict):
+        return None
+    present = {column for _, row in raw_rows(path, ()) for column in row}
+    return {field: column for field, column in named.items() if column in present} or None
 
 
 def describe_base(base: Base) -> dict[str, Any]:

@@ -42,6 +42,11 @@ def training_labels(corpus: Corpus) -> tuple[str, ...]:
 
 def check_validation(validation: Corpus, labels: tuple[str, ...]) -> None:
     """The held-out rows must be labelled, with labels that training has seen."""
+    if not validation.labels:
+        raise TrainingError(
+            f"{validation.name} has no labels, which a classifier's held-out rows need: add them, or name their column "
+            "with --label-column."
+        )
     unseen = sorted({str(example.label) for example in validation if example.label not in labels})
     if unseen:
         count = sum(example.label not in labels for example in validation)

@@ -40,7 +40,7 @@ class TrainingResult:
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        """A card of four lines."""
+        """A card of four lines, and a fifth where texts were cut or left out."""
         record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
@@ -58,8 +58,8 @@ class TrainingResult:
             f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
             f"held out: {measured}\n"
             f"trained: {trained}\n"
-            f"kept: step {metrics['best_step']} of {metrics['steps']}; "
-            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}"
+            f"kept: step {metrics['best_step']}{_stop(record)}; "
+            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}{_lost(record)}"
         )
 
 
@@ -91,6 +91,8 @@ def finetune(
     validation, validation_path = (
         _corpus(options.validation, options) if options.validation is not None else (None, path)
     )
+    if validation is not None and None not in (path, validation_path):
+        _check_apart(corpus, validation)
     data = split(corpus, validation, seed)
     with quiet(), seeded(seed), published(destination) as folder:
         labelled = data.task == CLASSIFICATION
@@ -116,6 +118,35 @@ def finetune(
         started.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
     return TrainingResult(destination, method, outcome.metrics, record)
+
+
+def _stop(record: dict[str, Any]) -> str:
+    """Of how many steps, and why there were no more of them."""
+    options, steps = record["options"], record["metrics"]["steps"]
+    if steps >= options["max_steps"]:
+        return f" of {steps}"
+    patience = f"no better for {options['patience']} evaluations"
+    return f"; stopped after step {steps} of {options['max_steps']}: {patience}"
+
+
+def _lost(record: dict[str, Any]) -> str:
+    """A line on texts of which the end, or all that was to be predicted, lies beyond the length that is read."""
+    data, length, dropped = record["data"], record["options"]["max_length"], record.get("dropped", 0)
+    texts, kind = len(data["train"]["rows_used"]), "training texts"
+    if record["task"] != CLASSIFICATION:
+        texts, kind = texts + data["heldout"]["examples"], "texts"
+    lines = [f"{record['truncated']} of {texts} {kind} were cut at {length} tokens"] if record["truncated"] else []
+    lines += [f"{dropped} left out, with nothing to predict"] if dropped else []
+    return "\n" + "; ".join(lines) if lines else ""
+
+
+def _check_apart(corpus: Corpus, validation: Corpus) -> None:
+    """Rows that were trained on are not held out, whatever their file is called."""
+    if corpus.checksum == validation.checksum:
+        raise TrainingError(
+            f"{validation.name} is the training data itself, so nothing would be held out: leave --validation out to "
+            "hold out a fifth of the documents, or give other data."
+        )
 
 
 def _corpus(data: Corpus | str | Path, options: TrainOptions) -> tuple[Corpus, Path | None]:

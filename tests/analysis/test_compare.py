@@ -19,7 +19,7 @@ from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience.controls import matched_controls
 from attnlens.text.align import encode, pieces, words
-from attnlens.text.corpus import Corpus, Example, Span, read_corpus
+from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.text.embedded import embedded
 
 OPTIONS = CompareOptions(batch_size=7, passages=2)
@@ -216,6 +216,15 @@ def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
         open_comparison(tmp_path)
 
 
+def test_a_notebook_shows_the_answer(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison):
+    assert repr(comparison) == f"Comparison with base on 40 texts\ntuned: {comparison.answer}"
+    page = comparison._repr_html_()
+    assert comparison.answer.sentence in page and page.count("<tr") == 6
+    named = Checkpoint(tuned.model, tuned.tokenizer, "<img src=x>", {})
+    hostile = compare(base, named, corpus=corpus, salience=(), options=OPTIONS)._repr_html_()
+    assert "<img" not in hostile and "&lt;img src=x&gt;" in hostile
+
+
 def test_passages_keep_the_text_and_its_attention(comparison, corpus: Corpus):
     texts = {example.id: example for example in corpus}
     for passage in comparison.passages:
@@ -239,9 +248,13 @@ def test_rounding_to_the_narrower_dtype_is_measured(base: Checkpoint, corpus: Co
 
 
 def test_default_salience_follows_the_data(corpus: Corpus):
-    bare = [Example(e.text, e.id, e.document, e.label) for e in corpus]
     assert choose_salience(corpus) == ("spans",)
-    assert choose_salience(Corpus(tuple(bare), "x", "", True)) == ("keyness",)
+    whole = read_corpus(embedded("contracts_eval"))
+    bare = Corpus(tuple(Example(e.text, e.id, e.document, e.label) for e in whole), "x", "", True)
+    assert choose_salience(bare) == ("keyness",)
+    few = bare.sample(10, 0)  # too few documents for any word to be a keyword
+    assert choose_salience(few) == ("textrank",)
+    assert choose_salience(few, bare) == ("keyness",)
     unlabelled = [Example(e.text, e.id, e.document) for e in corpus]
     assert choose_salience(Corpus(tuple(unlabelled), "x", "", True)) == ("textrank",)
 
@@ -312,6 +325,14 @@ def test_models_that_cannot_be_compared(make, error, message: str, base: Checkpo
         compare(base, make(base), corpus=corpus, options=OPTIONS)
 
 
+def test_paths_are_loaded(base: Checkpoint, corpus: Corpus, tmp_path: Path):
+    for name in ("one", "two"):
+        base.model.save_pretrained(tmp_path / name)
+        base.tokenizer.save_pretrained(tmp_path / name)
+    got = compare(tmp_path / "one", str(tmp_path / "two"), corpus=corpus, options=OPTIONS)
+    assert got.models == ["one", "two"] and got.answer.verdict == "identical"
+
+
 def test_texts_that_do_not_fit(base: Checkpoint, tuned: Checkpoint, corpus: Corpus):
     unmarked = Corpus(tuple(Example(e.text, e.id, e.document, e.label, ()) for e in corpus), "bare", "", True)
     with pytest.raises(CorpusError, match="no text has a salient word by 'spans' within 512 tokens"):
@@ -336,25 +357,6 @@ def test_parts_of_another_model_are_not_taken(base: Checkpoint, tuned: Checkpoin
     mixed = compare(base, second, corpus=corpus, options=options)
     fresh = compare(base, second, corpus=corpus, options=CompareOptions(batch_size=7, passages=0))
     pd.testing.assert_frame_equal(mixed.tests, fresh.tests)
-
-
-def test_rows_that_cannot_see_a_marked_word_are_no_data(shared: Path):
-    """In a decoder only rows after the word count: its share does not depend on how late it stands (METRICS 1)."""
-    from attnlens.analysis.prepare import assemble
-    from attnlens.checkpoints.load import load
-
-    decoder = load(shared / "models" / "stories260K")
-    text = "The small dog ran away and then the old cat sat on a big red mat all day."
-    spot = text.index("red")
-    corpus = Corpus((Example(text, "a", "a", "x", (Span(spot, spot + 3, "x"),)),), "one", "", True)
-    prepared = prepare(corpus, [decoder], Reading("content", ("spans",)))
-    batch = assemble(prepared, np.array([0]), decoder)
-    first = int(batch.columns[0, :, 1].argmax())
-    assert first > 5
-    assert (batch.rows[0, :first, 1] == 0).all()
-    assert (batch.rows[0, first:, 1] == 1).all()
-    assert (batch.rows[0, 1:, 0] == 1).all()
-    assert torch.equal(batch.rows[..., 2], batch.rows[..., 3])
 
 
 def test_the_same_weights_in_two_dtypes_are_identical(base: Checkpoint, corpus: Corpus):

@@ -140,3 +140,12 @@ def test_equal_attention_on_changed_weights_is_not_identical():
     assert same.verdict == "identical"
     data["focus"][1, 0, 0, 0, 0] += 1e-9
     assert decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=True).verdict != "identical"
+
+
+def test_no_needs_the_whole_band_inside_the_margin():
+    """Equivalent by the t test, yet one heavy document stretches the band beyond the margin: the two must agree."""
+    data = planted([0.0, 0.0], spread=0.001, documents=5)
+    data["focus"][1, 0, 1] += 0.03
+    rows = infer(data, sesoi=SESOI, seed=0).query("family == 'profile'")
+    assert (rows["p_equivalence"] < 0.05).all() and rows["high"].max() > SESOI
+    assert answer(data).verdict == "unclear"

@@ -49,6 +49,9 @@ def reference(p: Tensor, visible: Tensor, rows: Tensor, groups: Tensor) -> dict[
     odds = means[0] - means[1]
     odds[..., 2] = torch.nan  # sinks are no content
     odds[~(inside.any(-1) & rest.any(-1)).expand(odds.shape)] = torch.nan
+    share = sums[0] / (p * content).sum(-1, keepdim=True)
+    share[..., 2] = torch.nan
+    share[~inside.any(-1).expand(share.shape)] = torch.nan
     entropy = -torch.xlogy(p, p).sum(-1)
     gaps = (torch.arange(p.shape[2])[:, None] - torch.arange(p.shape[3])).abs()
     real = rows[:, None, :, None]
@@ -59,15 +62,7 @@ def reference(p: Tensor, visible: Tensor, rows: Tensor, groups: Tensor) -> dict[
         "max_weight": p.amax(-1),
         "renyi2": -p.square().sum(-1).log(),
         "mass": sums[0],
-        "share": torch.stack(
-            [
-                (p * content * (groups == g)[:, None, None]).sum(-1) / (p * content).sum(-1)
-                if g < 2
-                else torch.where(content.any(-1), 0.0, torch.nan).expand(entropy.shape).double()
-                for g in range(3)
-            ],
-            -1,
-        ),
+        "share": share,
         "log_odds": odds,
         "distance": (p * gaps).sum(-1),
     }

@@ -76,7 +76,7 @@ def test_an_index_that_names_nothing_usable(base: Path):
             locate(base)
     for content in ("[", "[]"):
         (base / "model.safetensors.index.json").write_text(content)
-        with pytest.raises(CheckpointError, match=r"cannot be read as JSON|is not a JSON object"):
+        with pytest.raises(CheckpointError, match=r"no JSON from line 1 on; copy|is not a JSON object"):
             locate(base)
 
 
@@ -161,7 +161,7 @@ def test_the_weights_of_an_adapter_name_the_adapter(base: Path, tmp_path: Path):
 def test_adapters_stand_on_the_base_given(base: Path, tmp_path: Path):
     """Also where they name one that is not here; not where the one they name has other weights."""
     same = write(tmp_path / "copy", "config.json", "model.safetensors", "tokenizer.json")
-    other = write(tmp_path / "other", "config.json", "model.safetensors", content="other weights")
+    other = write(write(tmp_path / "other", "config.json"), "model.safetensors", content="other weights")
     folders = [adapter(tmp_path / name, base) for name in ("a", "b")] + [adapter(tmp_path / "c", "../gone/base")]
     given, *adapters = settle([locate(each) for each in (same, *folders)])
     assert all(each.base == given and each.config == same and each.tokenizer == same for each in adapters)

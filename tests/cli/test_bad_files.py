@@ -70,6 +70,7 @@ def adapters(place: Path, base: Path) -> None:
     )
     changes = {
         "astray": {"base_model_name_or_path": "../gone/base"},
+        "lost": {"base_model_name_or_path": str(Path.home() / "gone" / "base")},
         "of-wider": {"base_model_name_or_path": str(place / "wider")},
         "prefix": {"peft_type": "PREFIX_TUNING"},
         "hollow": {},
@@ -106,7 +107,8 @@ LINES = [
     ("report wider adapter", "wider has other weights: give the base it was trained on, or the adapter alone"),
     ("report BASE hollow", "hollow is an adapter without adapter_model.safetensors or adapter_model.bin"),
     ("report BASE prefix", "its virtual tokens take part in attention, and attnlens cannot measure those yet"),
-    ("info astray", "the base ../gone/base of the adapter astray is neither here nor a hub id"),
+    ("info astray", "the base ../gone/base of the adapter astray is neither here nor a hub id: put it there, or name"),
+    ("info lost", "the base ~/gone/base of the adapter lost is neither here nor a hub id: put it there, or name"),
     ("info a.safetensors", "has no config.json beside it"),
 ]
 

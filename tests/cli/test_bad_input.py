@@ -32,6 +32,8 @@ def place(tmp_path: Path, tuning: Tuning) -> Path:
     keep_case(tmp_path / "cased")
     shutil.copytree(tuning.tuned, tmp_path / "broken")
     (tmp_path / "broken" / "attnlens.json").write_text("{}")
+    shutil.copytree(tuning.tuned, tmp_path / "garbled")
+    (tmp_path / "garbled" / "config.json").write_text('{"model_type": ')
     shutil.copytree(tuning.tuned, tmp_path / "orphan")
     record = json.loads((tmp_path / "orphan" / "attnlens.json").read_text())
     record["data"]["heldout"]["path"] = "/nowhere/data.jsonl"
@@ -49,7 +51,12 @@ def place(tmp_path: Path, tuning: Tuning) -> Path:
 
 
 REPORT = [
-    ("report nowhere TUNED", "nowhere is no folder here, and no such model could be had from the hub"),
+    (
+        "report nowhere TUNED",
+        "nowhere is no folder here, and no such model could be had from the hub: check the path or the id, or set "
+        "HF_TOKEN where the model is private",
+    ),
+    ("report BASE garbled", "garbled/config.json cannot be used: no JSON from line 1 on; copy or download it again"),
     ("report ./nowhere TUNED", "nowhere does not exist: needed a Hugging Face checkpoint directory, an adapter"),
     ("report BASE empty", "empty holds no config.json and no adapter_config.json"),
     ("report BASE text.ckpt", "text.ckpt has no config.json beside it"),
@@ -59,7 +66,7 @@ REPORT = [
     ("report BASE wider --data good.jsonl", "must share the backbone: num_attention_heads is 2 in base.ckpt and 4 in"),
     ("report BASE cased", "must give the same token ids"),
     ("report BASE TUNED --data nowhere.jsonl", "nowhere.jsonl: needs a data file; there is none at this path"),
-    ("report BASE TUNED --data data.parquet", "data.parquet: needs a Parquet file"),
+    ("report BASE TUNED --data data.parquet", "data.parquet: needs a Parquet file; this one is damaged"),
     ("report BASE TUNED --data data.xlsx", "needs a file whose name ends in"),
     ("report BASE TUNED --data no_text.jsonl", "needs a column 'text'; the columns are 'sentence'"),
     ("report BASE TUNED --data outside.jsonl", "the span from 0 to 99 lies outside its text of 30 characters"),
@@ -74,7 +81,8 @@ REPORT = [
     ("report BASE BASE --salience textrank", "salience needs texts of your task: add --data FILE"),
     ("report BASE TUNED --rows clss", "unknown row selector 'clss': did you mean 'cls'"),
     ("report BASE TUNED --dtype flaot16", "unknown dtype 'flaot16': did you mean 'float16'"),
-    ("report BASE TUNED --device nonsense", "device nonsense cannot be used here"),
+    ("report BASE TUNED --device nonsense", "device nonsense cannot be used here: this machine has cpu"),
+    ("report BASE TUNED --device cuda:99", "device cuda:99 cannot be used here: this machine has cpu"),
     ("report BASE TUNED --text-column body", "columns were named, but no data that has them: add --data FILE"),
     ("info nowhere", "nowhere is no folder here"),
     ("info broken", "broken/attnlens.json is not a training record of attnlens"),
@@ -86,9 +94,14 @@ FINETUNE = [
     ("finetune BASE --data good.jsonl --k 1", "k=1 means nothing to 'full'"),
     ("finetune BASE --data good.jsonl --epochs nan", "epochs must be a finite number above 0"),
     ("finetune BASE --data good.jsonl --device nonsense", "unknown device 'nonsense'"),
+    (
+        "finetune garbled --data good.jsonl",
+        "garbled/config.json cannot be used: no JSON from line 1 on; copy or download it again",
+    ),
     ("finetune nowhere --data good.jsonl", "nowhere is no folder here"),
     ("finetune empty --data good.jsonl", "empty holds no config.json"),
-    ("finetune BASE --data good.jsonl --validation no_label.jsonl", "have a label unseen in training"),
+    ("finetune BASE --data good.jsonl --validation good.jsonl", "good.jsonl is the training data itself"),
+    ("finetune BASE --data good.jsonl --validation no_label.jsonl", "no_label.jsonl has no labels, which"),
 ]
 
 

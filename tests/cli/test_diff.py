@@ -62,6 +62,19 @@ def test_a_copy_in_another_dtype_is_called_rounding(attnlens: Run, place: Path):
     assert "the two differ by rounding alone" in " ".join(done.out.split()) and "changed most" not in done.out
 
 
+def test_heads_that_only_rounding_moved_are_not_presented(attnlens: Run, place: Path):
+    file = place / "copy" / "model.safetensors"
+    state = load_file(file)
+    state["encoder.layer.1.attention.output.dense.weight"] *= 2
+    save_file(state, file)
+    done = attnlens("diff", "BASE", "copy", "--no-spectra", "--json")
+    heads = json.loads(done.out)["heads"]
+    assert {row["circuit"] for row in heads if not row["rounding"]} == {"OV"}
+    assert all(row["relative"] > 0 for row in heads if row["circuit"] == "QK")
+    screen = attnlens("diff", "BASE", "copy", "--no-spectra").out
+    assert "(OV) changed most in layer 2" in screen and "(QK)" not in screen
+
+
 def test_an_adapter_alone_finds_its_base(attnlens: Run, place: Path):
     alone, both = (json.loads(attnlens("diff", *words, "--json").out) for words in (["adapter"], ["BASE", "adapter"]))
     assert alone == both and alone["tuned"] == "adapter"
@@ -144,3 +157,15 @@ def test_faults_are_one_line(attnlens: Run, place: Path):
         assert refused(done, message), (words, done)
         assert not (place / "out").exists()
     assert attnlens("diff", "BASE", "TUNED", "copy").code == 2
+
+
+def test_files_without_a_config_are_compared_without_heads(attnlens: Run, tmp_path: Path):
+    model = tf.BertModel(
+        tf.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
+    )
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        state = {key: factor * tensor.contiguous() for key, tensor in model.state_dict().items()}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    done = attnlens("diff", "a.safetensors", "b.safetensors")
+    assert done.code == 0 and "The weights moved by 50 % of their norm" in done.out
+    assert "changed most" not in done.out

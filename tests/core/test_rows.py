@@ -17,7 +17,7 @@ HAND = {
     "renyi2": math.log(8 / 3),
     "distance": 0.5 * 2 + 0.25 * 1,
     "mass": [0.5, 0.5, 0.0],
-    "share": [0.5, 0.5, 0.0],
+    "share": [0.5, 0.5, math.nan],
     "log_odds": [math.log(0.5) - math.log(0.25), math.log(0.25) - math.log(0.5), math.nan],
     "entropy_content": 1.5 * math.log(2) / math.log(3),
     "received": [1.5, 0.75, 0.75],

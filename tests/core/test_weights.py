@@ -7,7 +7,7 @@ import torch
 
 from attnlens.core import weights
 from attnlens.core.errors import ShapeError
-from attnlens.core.weights import WeightChange, cosine, pool, precision_floor, rounding_floor, weight_change
+from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, rounding_floor, weight_change
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -142,6 +142,19 @@ def test_the_floor_is_that_of_the_narrower_dtype_on_either_side():
     half = wide.half()
     assert precision_floor(half, narrow) == rounding_floor(half, torch.bfloat16), "bfloat16 has fewer digits"
     assert precision_floor(10 * narrow, half) == pytest.approx(rounding_floor(half, torch.bfloat16) / 10, rel=1e-2)
+
+
+def test_the_floor_goes_by_what_is_stored_and_not_by_what_it_was_computed_in():
+    """A matrix that an adapter makes of a narrow base is in float64 and was never rounded."""
+    narrow = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    adapted = narrow.double() * 1.001
+    half, full = torch.bfloat16, torch.float32
+    assert precision_floor(narrow, adapted) > 0 == precision_floor(narrow, adapted, (half, half))
+    assert precision_floor(adapted, narrow, (half, half)) == 0
+    wide = narrow.float() * 1.001
+    assert precision_floor(wide, narrow.double(), (full, half)) == rounding_floor(wide, half)
+    assert precision_floor(narrow.double(), wide, (half, full)) == pytest.approx(rounding_floor(wide, half), rel=2e-3)
+    assert [coarser(*both) for both in ((half, full), (full, half), (torch.float16, half))] == [half] * 3
 
 
 def test_cosine_by_hand_and_in_chunks(pair, monkeypatch):

@@ -91,6 +91,11 @@ def _with_divergence(rng: np.random.Generator, data: xr.Dataset, salience: tuple
             "received_control": "share_control",
         }
         found = found.assign({name: 5.0 * data[source] for name, source in relation.items()})
+        # The mean of a product over rows is not the product of the means.
+        uneven = rng.uniform(0.8, 1.1, size=(1, *sizes[1:], 1))
+        shift = 1 + 0.05 * scale * rng.normal(size=data["share"].shape)
+        shift[0] = 1.0
+        found = found.assign(mass=data["content_mass"] * data["share"] * uneven * shift)
     return found
 
 

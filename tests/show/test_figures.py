@@ -117,7 +117,7 @@ def test_without_marked_words_entropy_divergence_and_weights_remain():
 
 def test_an_older_comparison_is_drawn_as_far_as_it_goes():
     drawings = {drawing.name: drawing for drawing in figure_set(make_comparison(older=True))}
-    assert list(drawings) == [*LAYERS[:2], *HEADS, *TOPS, "refocusing", "passage", *WEIGHTS[:2]]
+    assert list(drawings) == [*LAYERS[:2], *HEADS, *TOPS, "passage", *WEIGHTS[:2]]
     for name in WEIGHTS[:2]:
         assert (drawings[name].table["floor"] == 0).all() and "rounding" not in drawings[name].caption
 
@@ -219,6 +219,7 @@ def test_layers_in_words(layers: list[int], text: str):
 
 def test_findings_say_what_the_numbers_say():
     table = pd.DataFrame({"layer": [1, 2, 3], "estimate": [0.1, -4.0, 2.0], "p_adjusted": [0.5, 0.001, 0.01]})
+    table = table.assign(low=table["estimate"] - 1, high=table["estimate"] + 1)
     assert findings.entropy_finding(table) == (
         "Attention became more concentrated in layer 2 and more spread out in layer 3, most in layer 2 (−4.0 points)"
     )
@@ -226,5 +227,5 @@ def test_findings_say_what_the_numbers_say():
     assert findings.heads_finding(heads, "focus") == "2 of 3 heads changed their focus, all in layer 2"
     weights = pd.DataFrame({"layer": [0, 1, 2, 3], "relative": [9.0, 0.0, 1.0, 3.2]})
     assert findings.weights_finding(weights) == (
-        "Weights changed most in layer 3 (3.2 % of their size); layer 1 stayed as they were"
+        "Weights changed most in layer 3 (3.2 % of their size); layer 1 did not change"
     )

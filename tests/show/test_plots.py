@@ -16,6 +16,7 @@ def ax():
 
 def profile(**changes: list[float]) -> pd.DataFrame:
     numbers = {"layer": [1, 2, 3], "estimate": [0.5, -1.0, 6.0], "low": [0.1, -3.0, 4.0], "high": [0.9, 1.0, 8.0]}
+    numbers["p_adjusted"] = [0.01, 0.01, 0.01]
     return pd.DataFrame({"model": "tuned", **(numbers | changes)})
 
 
@@ -36,6 +37,16 @@ def test_profile_fills_what_lies_beyond_the_margin(ax, margin: float | None, fil
     plots.layer_profile(profile(), ax, margin=margin)
     faces = [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()]
     assert faces == filled
+
+
+def test_profile_leaves_hollow_what_the_p_does_not_bear(ax):
+    plots.layer_profile(profile(p_adjusted=[0.01, 0.01, 0.2]), ax)
+    assert [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()] == [True, False, False]
+
+
+def test_profile_leaves_hollow_what_rounding_makes(ax):
+    plots.layer_profile(profile(floor=[0.2, 0.2, 0.2]), ax)
+    assert [to_hex(face) != "#ffffff" for face in ax.collections[2].get_facecolors()] == [False, False, True]
 
 
 def test_profile_sets_models_side_by_side(ax):
@@ -102,6 +113,8 @@ def test_a_wide_range_of_changes_is_drawn_on_a_log_axis(ax):
     plots.weight_bars(table, ax)
     assert ax.get_yscale() == "log" and not ax.patches
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [np.nan, 0.01, 4.0])
+    ax.figure.draw_without_rendering()
+    assert {"0.01", "0.1", "1"} <= {label.get_text() for label in ax.get_yticklabels()}, "numbers, no formulas"
 
 
 def test_bars_stand_beside_what_rounding_makes(ax):
@@ -129,10 +142,11 @@ def test_module_map_sets_the_floor_apart_and_marks_rounding(ax):
 
 
 def test_change_map_runs_from_nothing_to_the_limit(ax):
-    table = pd.DataFrame({"layer": [1, 1, 2], "head": [1, 2, 1], "relative": [0.0, 3.0, 6.0]})
+    table = pd.DataFrame({"layer": [1, 1, 2], "head": [1, 2, 1], "relative": [0.0, 3.0, 6.0], "rounding": False})
     map_plots.change_map(table, ax, limit=6.0)
     mesh = ax.collections[0]
     assert mesh.get_array().tolist() == [[0.0, 3.0], [6.0, None]] and mesh.get_clim() == (0, 6.0)
+    assert len(ax.collections) == 1, "nothing is veiled where nothing is rounding"
 
 
 def test_levels_begin_at_zero(ax):
@@ -199,3 +213,13 @@ def test_signs(value: float, text: str):
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.434, "0.43"), (0.999, "1.0"), (3.24, "3.2"), (12.4, "12")])
 def test_percentages(value: float, text: str):
     assert plots.percent(value) == text
+
+
+@pytest.mark.parametrize(("high", "top"), [([0.2, 0.4], 0.44), ([np.nan, np.nan], 0.33), ([0.0, 0.0], 0.33)])
+def test_a_level_without_an_interval_has_an_axis(high: list[float], top: float):
+    """Three documents have no band: the axis follows the estimates; without any number it goes to 1."""
+    table = pd.DataFrame({"model": "m", "layer": [1, 2], "estimate": [0.1, 0.3], "low": 0.0, "high": high})
+    ax = plots.layer_level(table, Figure().subplots())
+    assert ax.get_ylim() == pytest.approx((0, top))
+    empty = plots.layer_level(table.assign(estimate=np.nan, high=np.nan), Figure().subplots())
+    assert empty.get_ylim() == (0, 1)

@@ -208,7 +208,7 @@ FAULTS = {
         "row 1, field spans: needs a text whose characters can be counted",
     ),
     "an empty text file": ("a.txt", " \n\n", "needs at least one example"),
-    "no parquet": ("a.parquet", "PAR1", "needs a Parquet file; got: "),
+    "no parquet": ("a.parquet", "PAR1", "needs a Parquet file; this one is damaged"),
 }
 
 

@@ -61,7 +61,7 @@ def data_file(tmp_path: Path) -> Path:
     return path
 
 
-def _encoder_tokenizer() -> PreTrainedTokenizerFast:
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words, between a first and a last token."""
     special = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
@@ -109,7 +109,7 @@ def _builder(folder: Path, auto: type) -> Callable[[str], Path]:
     def build(architecture: str) -> Path:
         if architecture not in made:
             encoder = architecture in {"bert", "roberta", "distilbert"}
-            tokenizer = _encoder_tokenizer() if encoder else _decoder_tokenizer()
+            tokenizer = encoder_tokenizer() if encoder else _decoder_tokenizer()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 model = auto.from_config(_config(architecture, len(tokenizer), tokenizer.pad_token_id))
