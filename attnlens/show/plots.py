@@ -89,7 +89,7 @@ def layer_level(table: pd.DataFrame, ax: Axes) -> Axes:
     table: columns model, layer (from 1), estimate, low, high.
     """
     _bands(table.assign(filled=True), ax)
-    top = float(table[["estimate", "high"]].max(axis=None))
+    top = float(np.fmax(table["estimate"].max(), table["high"].max()))
     ax.set_ylim(0, 1.1 * top if top > 0 else 1.0)  # few documents have no interval, and NaN is not above 0
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     return ax
