@@ -1,8 +1,8 @@
 """Load a checkpoint: none of its code runs, nothing is silently random, and its attention is proved."""
 
 import zlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from attnlens.checkpoints.adapter import (
     Adapter,
@@ -143,6 +144,20 @@ def read_config(where: Path | str) -> Any:
         raise CheckpointError(f"{home_free(where)}/config.json cannot be used: {_first_line(error)}") from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' notices and progress bars: what matters in them is checked, and raised."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 class _Loader:
     """Loads checkpoints one after the other; those that stand on one base share its model.
 
@@ -177,9 +192,10 @@ class _Loader:
     def _adapted(self, source: Source) -> tuple[PreTrainedModel, Adapter]:
         settings = check_kind(source)
         if source.base is None:
+            named = settings.get("base_model_name_or_path")
             raise CheckpointError(
-                f"the base {settings.get('base_model_name_or_path') or '(none named)'} of the adapter {source.given} "
-                f"is neither here nor a hub id: give both, BASE {source.given}"
+                f"the base {home_free(named) if named else '(none named)'} of the adapter {source.given} is neither "
+                "here nor a hub id: put it there, or give both, the base first"
             )
         model = self._host(source.base, source)
         before = _size(model)
@@ -225,14 +241,15 @@ def _model(source: Source, architecture: Any, config: Any, dtype: torch.dtype | 
         state, where = read_single(source, architecture, config), None
         options = {"dtype": dtype or stored_dtype(state), "state_dict": state}
     try:
-        loaded: Any = architecture.from_pretrained(
-            where,
-            config=config,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
-            **options,
-        )
+        with quiet():
+            loaded: Any = architecture.from_pretrained(
+                where,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {source.given} cannot be loaded: {_first_line(error)}") from error
     model, report = loaded

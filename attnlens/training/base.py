@@ -1,7 +1,6 @@
 """The model a run starts from: the base's backbone with the head of the task, and its tokenizer."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.identity import home_free
@@ -84,20 +83,6 @@ def load_language_model(base: str | Path, reason: str) -> Base:
             f"(first: {min(new)}): start from a checkpoint that was saved with its language-model head."
         )
     return Base(model, tokenizer, path, Path(path).name, _directory(source, path), ())
-
-
-@contextmanager
-def quiet():
-    """Silence transformers' notices and progress bars: a new head is what was asked for."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
-from attnlens.training.base import load_classifier, load_language_model, quiet
+from attnlens.training.base import load_classifier, load_language_model
 from attnlens.training.classification import classification
 from attnlens.training.language import language_modelling
 from attnlens.training.loop import reading_length, train_model

@@ -21,10 +21,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from attnlens.checkpoints.identity import read_record
+from attnlens.checkpoints.load import quiet
 from attnlens.cli import app
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
 from attnlens.text.corpus import Corpus, Example, read_corpus
-from attnlens.training.base import quiet
 from attnlens.training.language import language_metrics, language_rows, right_padded, token_losses
 from attnlens.training.methods import METHODS
 from attnlens.training.record import recorded_corpus

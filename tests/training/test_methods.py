@@ -20,8 +20,8 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
+from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
-from attnlens.training.base import quiet
 from attnlens.training.methods import METHODS, freeze, head_parameters, method_named, transformer_blocks
 from attnlens.training.options import TrainOptions
 

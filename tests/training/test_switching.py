@@ -16,11 +16,12 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 from typer.testing import CliRunner
 
 from attnlens.checkpoints.identity import read_record
+from attnlens.checkpoints.load import quiet
 from attnlens.cli import app
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
 from attnlens.text.corpus import Corpus
 from attnlens.training.alf import LayerController, Plan
-from attnlens.training.base import load_classifier, load_language_model, quiet
+from attnlens.training.base import load_classifier, load_language_model
 from attnlens.training.importance import SCORES
 from attnlens.training.methods import METHODS, head_parameters, transformer_blocks
 from attnlens.training.switching import LayerSwitching
