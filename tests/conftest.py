@@ -30,6 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 def shared() -> Path:
     """The real data sets and models that lie beside the project; users do not have them."""
     if not SHARED.is_dir():
+        # Users do not have this data; in CI the skip is an error (ATTNLENS_REQUIRE_ALL).
         pytest.skip("../shared is not on this machine")
     return SHARED
 

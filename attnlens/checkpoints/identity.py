@@ -12,11 +12,6 @@ RECORD = "attnlens.json"  # the training record in a folder that `attnlens finet
 BLOCK = 1 << 20  # bytes read at a time: the files are larger than memory need be
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of one file's bytes, in hex, without reading it whole into memory."""
-    return files_sha256([Path(path)])
-
-
 def weights_sha256(directory: str | Path) -> str:
     """SHA-256 over the bytes of a checkpoint's weight files, in the order of their names.
 

@@ -79,15 +79,6 @@ def pool(changes: Iterable[WeightChange]) -> WeightChange:
     )
 
 
-def rounding_floor(base: Tensor, dtype: torch.dtype) -> float:
-    """Relative change of `base` from storing it as `dtype` and reading it back; no tuning is involved.
-
-    Between a checkpoint in `dtype` and one in the dtype of `base`, changes of this size are rounding.
-    Matrices of a usual spread: 1.66e-3 for bfloat16, 2.07e-4 for float16; 0 when `dtype` is not narrower.
-    """
-    return weight_change(base, base.to(dtype)).relative
-
-
 def coarser(first: torch.dtype, second: torch.dtype) -> torch.dtype:
     """The one of two float dtypes that keeps fewer digits."""
     return max(first, second, key=lambda dtype: torch.finfo(dtype).eps)

@@ -80,4 +80,4 @@ def seeded(seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+        np.random.set_state(legacy)  # noqa: NPY002 the Trainer's global generator, put back

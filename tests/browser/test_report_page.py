@@ -17,6 +17,7 @@ TUNED = ('<b onclick="x">&', "lora")
 @pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM.exists():
+        # A machine without a browser; in CI the skip is an error (ATTNLENS_REQUIRE_ALL).
         pytest.skip("chromium is missing: run make test as root or install it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])

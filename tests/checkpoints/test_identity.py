@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from attnlens.checkpoints.identity import BLOCK, file_sha256, home_free, weights_sha256
+from attnlens.checkpoints.identity import BLOCK, files_sha256, home_free, weights_sha256
 from attnlens.core.errors import CheckpointError
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
 
-def test_file_sha256_is_the_published_number(tmp_path: Path):
+def test_the_sha256_of_a_file_is_the_published_number(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "abc") == ABC
+    assert files_sha256([tmp_path / "abc"]) == ABC
 
 
 def test_weights_are_read_in_the_order_of_their_names(tmp_path: Path):

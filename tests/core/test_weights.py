@@ -7,7 +7,7 @@ import torch
 
 from attnlens.core import weights
 from attnlens.core.errors import ShapeError
-from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, rounding_floor, weight_change
+from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, weight_change
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -114,17 +114,23 @@ def test_pooling_the_rows_gives_the_matrix_in_any_order(pair):
     assert pool(change for change in rows) == pooled
 
 
+def rounded(base: torch.Tensor, dtype: torch.dtype) -> float:
+    """The change that storing `base` as `dtype` makes, by the definition."""
+    return weight_change(base, base.to(dtype)).relative
+
+
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.bfloat16, 1.66e-3), (torch.float16, 2.07e-4)])
 def test_rounding_floor_of_a_gaussian_matrix(dtype, floor):
     base = 0.04 * torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
-    assert rounding_floor(base, dtype) == pytest.approx(floor, rel=0.02)
+    assert precision_floor(base, base.to(dtype)) == rounded(base, dtype) == pytest.approx(floor, rel=0.02)
 
 
 def test_rounding_floor_by_hand_and_where_nothing_is_lost():
     # Between 1 and 2 bfloat16 steps by 2^-7: 1 + 2^-9 falls to 1.
-    assert rounding_floor(torch.tensor([1 + 2**-9]), torch.bfloat16) == pytest.approx(2**-9 / (1 + 2**-9), rel=1e-12)
-    assert rounding_floor(torch.ones(5), torch.bfloat16) == 0.0
-    assert rounding_floor(torch.randn(5).bfloat16(), torch.float32) == 0.0
+    base, ones = torch.tensor([1 + 2**-9]), torch.ones(5)
+    assert precision_floor(base, base.bfloat16()) == pytest.approx(2**-9 / (1 + 2**-9), rel=1e-12)
+    assert precision_floor(ones, ones.bfloat16()) == 0.0
+    assert precision_floor(ones.bfloat16(), ones.bfloat16()) == 0.0
 
 
 def test_different_shapes_are_refused():
@@ -135,13 +141,13 @@ def test_different_shapes_are_refused():
 def test_the_floor_is_that_of_the_narrower_dtype_on_either_side():
     wide = 0.04 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     narrow = wide.bfloat16()
-    assert precision_floor(wide, narrow) == weight_change(wide, narrow).relative == rounding_floor(wide, torch.bfloat16)
+    assert precision_floor(wide, narrow) == weight_change(wide, narrow).relative == rounded(wide, torch.bfloat16)
     assert precision_floor(narrow, wide) == weight_change(narrow, wide).relative, "relative to the base's norm"
     assert precision_floor(narrow, wide) != precision_floor(wide, narrow)
     assert precision_floor(wide, wide + 1) == precision_floor(narrow, narrow + 1) == 0.0
     half = wide.half()
-    assert precision_floor(half, narrow) == rounding_floor(half, torch.bfloat16), "bfloat16 has fewer digits"
-    assert precision_floor(10 * narrow, half) == pytest.approx(rounding_floor(half, torch.bfloat16) / 10, rel=1e-2)
+    assert precision_floor(half, narrow) == rounded(half, torch.bfloat16), "bfloat16 has fewer digits"
+    assert precision_floor(10 * narrow, half) == pytest.approx(rounded(half, torch.bfloat16) / 10, rel=1e-2)
 
 
 def test_the_floor_goes_by_what_is_stored_and_not_by_what_it_was_computed_in():
@@ -152,8 +158,8 @@ def test_the_floor_goes_by_what_is_stored_and_not_by_what_it_was_computed_in():
     assert precision_floor(narrow, adapted) > 0 == precision_floor(narrow, adapted, (half, half))
     assert precision_floor(adapted, narrow, (half, half)) == 0
     wide = narrow.float() * 1.001
-    assert precision_floor(wide, narrow.double(), (full, half)) == rounding_floor(wide, half)
-    assert precision_floor(narrow.double(), wide, (half, full)) == pytest.approx(rounding_floor(wide, half), rel=2e-3)
+    assert precision_floor(wide, narrow.double(), (full, half)) == rounded(wide, half)
+    assert precision_floor(narrow.double(), wide, (half, full)) == pytest.approx(rounded(wide, half), rel=2e-3)
     assert [coarser(*both) for both in ((half, full), (full, half), (torch.float16, half))] == [half] * 3
 
 

@@ -75,7 +75,7 @@ def test_the_same_command_gives_the_same_weights(tiny: Tiny, corpus: Corpus, tmp
     options = replace(FEW, max_steps=6)
     first = finetune(tiny("bert"), corpus, output=tmp_path / "a", seed=3, options=options)
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)  # noqa: NPY002 the Trainer draws from this one
     random.seed(99)
     second = finetune(tiny("bert"), corpus, output=tmp_path / "b", seed=3, options=options)
     finetune(tiny("bert"), corpus, output=tmp_path / "c", seed=4, options=options)
@@ -87,14 +87,14 @@ def test_the_same_command_gives_the_same_weights(tiny: Tiny, corpus: Corpus, tmp
 
 def test_global_random_states_are_left_alone(tiny: Tiny, corpus: Corpus, tmp_path: Path):
     torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002
+    np.random.seed(7)  # noqa: NPY002 the Trainer draws from this one
     random.seed(7)
-    expected = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+    expected = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002 the Trainer draws from this one
     torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002
+    np.random.seed(7)  # noqa: NPY002 the Trainer draws from this one
     random.seed(7)
     finetune(tiny("bert"), corpus, output=tmp_path / "out", options=FEW)
-    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected  # noqa: NPY002
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected  # noqa: NPY002 the Trainer draws from this one
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
