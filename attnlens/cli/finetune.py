@@ -9,7 +9,8 @@ DATA = (
     "JSONL, CSV, Parquet, .txt or a datasets folder: `text`, `prompt` + `completion` or `messages`; "
     "also label, spans, document, id."
 )
-METHODS = "full, head, last_k, first_k, random_k, lisa or alf."
+METHODS = "full, head, last_k, first_k, random_k, layers, lisa, alf, lora, ia3, prompt or adapter."
+TASKS = "sequence-classification, multi-label, token-classification, causal-lm, masked-lm; default: by the rows."
 SCORES = "What makes a block important to alf: weight_change (default), grad_ratio, inverse, random, last_k, rms."
 
 
@@ -18,17 +19,30 @@ def finetune(
     data: Annotated[Path, typer.Option(help=DATA)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
     method: Annotated[str, typer.Option(help=METHODS)] = "full",
+    task: Annotated[str | None, typer.Option(help=TASKS)] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k, … train; default: a quarter.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Blocks that `layers` trains, from 0: 0,3 or 8-11.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of parameters alf trains at a time [0.25].")] = None,
     denominator: Annotated[str | None, typer.Option(help="The budget is a share of: total (default), blocks.")] = None,
     score: Annotated[str | None, typer.Option(help=SCORES)] = None,
     commit: Annotated[bool | None, typer.Option("--commit", help="alf: choose blocks once.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of lora [8].")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale of lora; default: twice the rank.")] = None,
+    virtual_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that prompt learns [20].")] = None,
+    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of adapter [64].")] = None,
+    variant: Annotated[str | None, typer.Option(help="Where adapter sits: pfeiffer (default), houlsby.")] = None,
+    merge: Annotated[bool | None, typer.Option("--merge", help="lora, ia3: write merged weights.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts, or windows of texts, in one step.")] = 16,
+    accumulation: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the method's tested one.")] = None,
     max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text, or of its windows.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Held-out data; default: a fifth of the documents.")] = None,
+    class_weights: Annotated[bool, typer.Option("--class-weights", help="Rare classes count as much.")] = False,
+    windows: Annotated[bool, typer.Option("--windows", help="Read long texts in windows, not their start.")] = False,
+    general: Annotated[Path | None, typer.Option(help="Text for forgetting; default: our sentences.")] = None,
+    watch_attention: Annotated[bool, typer.Option("--watch-attention", help="Record it while training.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of split, order and new weights.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
@@ -37,6 +51,10 @@ def finetune(
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: what the machine has.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 computes in it; default: float32.")] = None,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    null_twin: Annotated[bool, typer.Option("--null-twin", help="Train once more on shuffled labels.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -65,16 +83,33 @@ def finetune(
             max_steps=max_steps,
             epochs=epochs,
             batch_size=batch_size,
+            accumulation=accumulation,
             learning_rate=learning_rate,
             max_length=max_length,
             validation=validation,
+            task=task,
+            class_weights=class_weights,
+            windows=windows,
             k=k,
+            layers=_numbers(layers),
             budget=budget,
             denominator=denominator,
             score=score,
             commit=commit,
+            rank=rank,
+            alpha=alpha,
+            virtual_tokens=virtual_tokens,
+            bottleneck=bottleneck,
+            variant=variant,
+            merge=merge,
+            dtype=dtype,
+            checkpointing=checkpointing,
+            general=general,
+            watch_attention=watch_attention,
             columns={name: column for name, column in columns.items() if column is not None} or None,
             device=device,
+            null_twin=null_twin,
+            resume=resume,
             force=force,
             progress=advance,
         )
@@ -83,3 +118,16 @@ def finetune(
         terminal.print_json({"path": str(result.path), "method": result.method, "metrics": result.metrics})
     else:
         terminal.say(str(result))
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    """Block numbers as people write them: "0,3" or "8-11"."""
+    if text is None:
+        return None
+    found = list[int]()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(f"{text!r}: needed block numbers such as 0,3 or 8-11.", param_hint="--layers")
+        found += range(int(first), int(last if dash else first) + 1)
+    return tuple(dict.fromkeys(found))

@@ -23,10 +23,11 @@ from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.source import check_hub, read_json
-from attnlens.core.errors import CheckpointError, UnsupportedModel
+from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
 from attnlens.training.methods import head_parameters
 
 Loaded = TypeVar("Loaded")
+LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwise
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         padding = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
         limits.append(positions - max((index + 1 for index in padding if index is not None), default=0))
     return min(limits)
+
+
+def reading_length(base: Base, wanted: int | None) -> int:
+    """Tokens of a text that are read at once: what was asked for if the model reads as many, else at most 512."""
+    limit = longest_input(base.model, base.tokenizer)
+    if wanted is not None and wanted > limit:
+        raise TrainingError(f"max_length={wanted} is more than {base.name} reads: at most {limit} tokens.")
+    return wanted or min(LONGEST, limit)
 
 
 def _locate(base: str | Path) -> tuple[str, str]:

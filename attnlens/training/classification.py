@@ -7,17 +7,18 @@ from transformers import DataCollatorWithPadding, EvalPrediction
 from attnlens.core.errors import TrainingError, UnsupportedModel
 from attnlens.text.corpus import Corpus
 from attnlens.training.base import Base
-from attnlens.training.loop import Row, Work
+from attnlens.training.options import TrainOptions
 from attnlens.training.split import Split
+from attnlens.training.work import Row, Work
 
 
-def classification(base: Base, data: Split, max_length: int) -> Work:
-    """Every text cut at `max_length` with the number of its label; the best step is that of the best macro-F1."""
-    train, truncated = _rows(base, data.train, data.labels, max_length)
+def classification(base: Base, data: Split, options: TrainOptions) -> Work:
+    """Texts cut at the options' length, with the number of their label; the best step is that of the best macro-F1."""
+    train, truncated = _rows(base, data.train, data.labels, options.length)
     return Work(
         task=data.task,
         train=train,
-        heldout=_rows(base, data.heldout, data.labels, max_length)[0],
+        heldout=_rows(base, data.heldout, data.labels, options.length)[0],
         collate=DataCollatorWithPadding(base.tokenizer),
         measure=classification_metrics,
         best="macro_f1",

@@ -13,38 +13,41 @@ from attnlens.core.errors import TrainingError
 from attnlens.text.chat import assistant_turns
 from attnlens.text.corpus import Example
 from attnlens.training.base import Base
-from attnlens.training.loop import Row, Work
+from attnlens.training.options import TrainOptions
 from attnlens.training.split import Split
+from attnlens.training.work import Row, Work
 
 IGNORED = -100  # label of a token that is not to be predicted
 
 
-def language_modelling(base: Base, data: Split, max_length: int) -> Work:
+def language_modelling(base: Base, data: Split, options: TrainOptions) -> Work:
     """Windows of plain texts, completions of prompts; the best step is that of the least held-out loss.
 
     counts: `truncated` rows lost their end, `dropped` ones had nothing to predict left, of both parts together.
     """
-    if max_length < 2:
-        raise TrainingError(f"max_length={max_length} leaves nothing to predict a token from: needed at least 2.")
+    length = options.length
+    if length < 2:
+        raise TrainingError(f"max_length={length} leaves nothing to predict a token from: needed at least 2.")
     counts = {"truncated": 0, "dropped": 0}
     parts = dict[str, list[Row]]()
     for name, corpus in {"train": data.train, "heldout": data.heldout}.items():
         parts[name] = []
         for example in corpus:
-            made, cut = language_rows(base.tokenizer, example, max_length)
+            made, cut = language_rows(base.tokenizer, example, length)
             parts[name] += made
             counts["truncated"] += cut
             counts["dropped"] += not made
         if not parts[name]:
             raise TrainingError(
-                f"none of the {len(corpus)} {name} rows of {corpus.name} has a token to predict within {max_length} "
+                f"none of the {len(corpus)} {name} rows of {corpus.name} has a token to predict within {length} "
                 "tokens: give completions or longer texts, or raise --max-length."
             )
         counts[f"{name}_windows"] = len(parts[name])
         counts[f"{name}_tokens"] = sum(label != IGNORED for row in parts[name] for label in row["labels"])
     return Work(
         task=data.task,
-        **parts,
+        train=parts["train"],
+        heldout=parts["heldout"],
         collate=right_padded,
         measure=language_metrics,
         best="token_loss",

@@ -2,16 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -23,35 +21,12 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from attnlens.core.errors import TrainingError
-from attnlens.training.base import Base, longest_input
-from attnlens.training.options import Progress, TrainOptions
+from attnlens.training.job import Job
+from attnlens.training.options import Progress
 
-Row = dict[str, Any]
 EVALUATIONS = 10  # per run at most, the last one after the last step
-LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwise
 DEVICES = ("cpu", "cuda", "mps")
 SCORES = ("accuracy", "macro_f1", "perplexity")  # what a task may measure beside the loss
-
-
-@dataclass(frozen=True)
-class Work:
-    """A task ready for the loop: its rows, how they are batched, and how the model is judged on the held-out ones.
-
-    best: the measure that chooses the step; higher: whether more of it is better. reduce: what is kept of the logits
-    of a batch, None for all. start: whether the base is judged as well, which a new head makes pointless. counts: what
-    became of the texts, for the record.
-    """
-
-    task: str
-    train: list[Row]
-    heldout: list[Row]
-    collate: Callable[[list[Row]], Any]
-    measure: Callable[[EvalPrediction], dict[str, float]]
-    best: str
-    higher: bool
-    start: bool
-    counts: dict[str, int]
-    reduce: Callable[[Any, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,31 +40,25 @@ class Outcome:
     seconds: float
 
 
-def train_model(
-    base: Base,
-    work: Work,
-    options: TrainOptions,
-    seed: int,
-    folder: Path,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Outcome:
-    """Train the model of `base` in place and leave it at the step that is best on the held-out rows.
+def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> Outcome:
+    """Train the model of `job` in place and leave it at the step that is best on the held-out rows.
 
-    `options` name the learning rate and the length. `folder` takes the intermediate checkpoints, one at a time.
-    `callbacks` are the method's own; they run last.
+    `folder` takes the intermediate checkpoints, one at a time. `callbacks` run after the loop's own.
     """
+    work, options, model = job.work, job.options, job.base.model
     steps = options.max_steps or math.ceil(options.epochs * math.ceil(len(work.train) / options.batch_size))
     # Reading a row costs a third of training on it: between two evaluations training takes at least as long as one.
     pause = max(math.ceil(steps / EVALUATIONS), math.ceil(len(work.heldout) / (3 * options.batch_size)))
-    arguments = _arguments(work, steps, pause, options, seed, folder)
-    keeps_cache = getattr(base.model.config, "use_cache", None)
+    arguments = _arguments(job, steps, pause, folder)
+    keeps_cache = getattr(model.config, "use_cache", None)
     trainer = Trainer(
-        model=base.model,
+        model=job.model,
         args=arguments,
         train_dataset=work.train,  # pyright: ignore[reportArgumentType]  a list is a map-style dataset
         eval_dataset=work.heldout,  # pyright: ignore[reportArgumentType]
         data_collator=work.collate,
         compute_metrics=work.measure,
+        compute_loss_func=work.loss,
         preprocess_logits_for_metrics=work.reduce,
         callbacks=[_Watch(options.progress), EarlyStoppingCallback(options.patience), *callbacks],
     )
@@ -100,8 +69,8 @@ def train_model(
     seconds = time.monotonic() - started
     if keeps_cache is not None:
         # The Trainer turns it off for training; the checkpoint's config is to differ from the base's by its head only.
-        base.model.config.use_cache = keeps_cache
-    base.model.cpu()
+        model.config.use_cache = keeps_cache
+    job.model.cpu()
     settings = {
         **options.record(),
         "max_steps": steps,
@@ -113,14 +82,6 @@ def train_model(
         "schedule": SchedulerType(arguments.lr_scheduler_type).value,
     }
     return Outcome(_metrics(trainer.state), trainer.state.log_history, settings, arguments.device.type, seconds)
-
-
-def reading_length(base: Base, options: TrainOptions) -> int:
-    """Tokens of a text that are read at once: what was asked for if the model reads as many, else at most 512."""
-    limit = longest_input(base.model, base.tokenizer)
-    if options.max_length is not None and options.max_length > limit:
-        raise TrainingError(f"max_length={options.max_length} is more than {base.name} reads: at most {limit} tokens.")
-    return options.max_length or min(LONGEST, limit)
 
 
 def evaluation(entry: dict[str, Any]) -> dict[str, float]:
@@ -157,7 +118,8 @@ class _Watch(TrainerCallback):
             self.progress(state.global_step, state.max_steps, dict(logs))
 
 
-def _arguments(work: Work, steps: int, pause: int, options: TrainOptions, seed: int, folder: Path) -> TrainingArguments:
+def _arguments(job: Job, steps: int, pause: int, folder: Path) -> TrainingArguments:
+    options, work = job.options, job.work
     if options.device not in {None, *DEVICES}:
         raise TrainingError(f"unknown device {options.device!r}: needed one of {', '.join(DEVICES)}.")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -187,7 +149,7 @@ def _arguments(work: Work, steps: int, pause: int, options: TrainOptions, seed: 
         report_to="none",
         dataloader_pin_memory=False,
         use_cpu=options.device == "cpu",
-        seed=seed,
+        seed=job.seed,
     )
     # Several visible GPUs would be wrapped in DataParallel, which multiplies the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -9,6 +9,7 @@ head is the table of embeddings (tied weights) has no head of its own: the table
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,12 +26,15 @@ class Selection:
     """What one run trains: names of parameters, and the settings that decided it (for the record).
 
     plan: of a method that chooses blocks while it trains, what its controller does in a run of so many steps; the
-    parameters are then all that it may choose, for the optimizer to hold.
+    parameters are then all that it may choose, for the optimizer to hold. Of a method that adds parameters: model, what
+    is trained in place of the base's model, and save, which writes what a checkpoint needs into a folder.
     """
 
     parameters: frozenset[str]
     settings: dict[str, Any]
     plan: Callable[[int], Plan] | None = None
+    model: nn.Module | None = None
+    save: Callable[[Path], Any] | None = None
 
 
 class Select(Protocol):
@@ -72,7 +76,7 @@ def method_named(name: str, options: TrainOptions) -> Method:
     return METHODS[name]
 
 
-def freeze(model: PreTrainedModel, selection: Selection) -> None:
+def freeze(model: nn.Module, selection: Selection) -> None:
     """Train the selected parameters and no other.
 
     A frozen parameter keeps neither gradient nor place in the optimizer, which takes only what requires a gradient:

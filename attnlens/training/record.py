@@ -17,8 +17,8 @@ from attnlens.text.readers import raw_rows
 from attnlens.training.accounting import switching_history, trained_parameters
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
-from attnlens.training.loop import Outcome, Work, evaluation
-from attnlens.training.methods import Method, Selection
+from attnlens.training.job import Job
+from attnlens.training.loop import Outcome, evaluation
 from attnlens.training.split import Split
 
 HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
@@ -95,22 +95,20 @@ def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict
     }
 
 
-def describe_run(
-    method: Method, selection: Selection, model: PreTrainedModel, work: Work, outcome: Outcome, seed: int
-) -> dict[str, Any]:
+def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in job.model.parameters()]
     return {
         "attnlens": attnlens.__version__,
         "kind": "finetune",
-        "method": method.name,
-        "k": selection.settings.get("k"),
-        "selection": selection.settings,
-        "task": work.task,
-        "seed": seed,
+        "method": job.method.name,
+        "k": job.selection.settings.get("k"),
+        "selection": job.selection.settings,
+        "task": job.work.task,
+        "seed": job.seed,
         "options": outcome.settings,
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
-        **work.counts,
+        **job.work.counts,
         "metrics": outcome.metrics,
         "history": history(outcome.logs),
         "seconds": round(outcome.seconds, 3),

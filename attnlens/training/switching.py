@@ -21,8 +21,8 @@ class LayerSwitching(TrainerCallback):
 
     controller: LayerController
 
-    def __init__(self, plan: Callable[[int], Plan]):
-        self.plan = plan
+    def __init__(self, plan: Callable[[int], Plan], model: PreTrainedModel):
+        self.plan, self.model = plan, model
         self._owed = False
 
     def on_train_begin(
@@ -31,7 +31,6 @@ class LayerSwitching(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
         optimizer: Optimizer,
         **kwargs: Any,
     ):
@@ -41,9 +40,9 @@ class LayerSwitching(TrainerCallback):
                 f"{args.world_size} processes: blocks that are frozen and freed again would drift apart between them. "
                 "Use one process, or method 'full' or 'last_k'."
             )
-        names = head_parameters(model)
-        head = [parameter for name, parameter in model.named_parameters() if name in names]
-        blocks = [list(block.parameters()) for block in transformer_blocks(model)]
+        names = head_parameters(self.model)
+        head = [parameter for name, parameter in self.model.named_parameters() if name in names]
+        blocks = [list(block.parameters()) for block in transformer_blocks(self.model)]
         self.controller = LayerController(blocks, head, optimizer, self.plan(state.max_steps))
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):

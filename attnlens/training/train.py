@@ -8,16 +8,16 @@ from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
-from attnlens.training.base import load_classifier, load_language_model
-from attnlens.training.classification import classification
-from attnlens.training.language import language_modelling
-from attnlens.training.loop import reading_length, train_model
-from attnlens.training.methods import freeze, method_named
+from attnlens.training.job import prepare
+from attnlens.training.loop import train_model
+from attnlens.training.methods import Method, method_named
+from attnlens.training.observers import observers
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
 from attnlens.training.record import describe_base, describe_data, describe_run, describe_training, write_record
-from attnlens.training.split import CLASSIFICATION, language_reason, split
+from attnlens.training.split import CLASSIFICATION, Split, split
 from attnlens.training.switching import LayerSwitching
+from attnlens.training.twin import shuffled, twin_path
 
 __all__ = ["TrainOptions", "TrainingResult", "finetune"]
 
@@ -95,30 +95,53 @@ def finetune(
     if validation is not None and None not in (path, validation_path):
         _check_apart(corpus, validation)
     data = split(corpus, validation, seed)
-    with quiet(), seeded(seed), published(destination) as folder:
-        labelled = data.task == CLASSIFICATION
-        started = load_classifier(base, data.labels) if labelled else load_language_model(base, language_reason(corpus))
-        rate = chosen.learning_rate if labelled else chosen.language_rate
-        length = reading_length(started, options)
-        options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)
-        selection = chosen.select(started.model, options, seed)
-        freeze(started.model, selection)
-        identity = describe_base(started)
-        work = (classification if labelled else language_modelling)(started, data, length)
-        switching = [LayerSwitching(selection.plan)] if selection.plan is not None else []
-        outcome = train_model(started, work, options, seed, folder, switching)
+    order = _Order(base, chosen, data, (path, validation_path), seed, options, destination)
+    if not options.null_twin:
+        return _carried_out(order)
+    beside = check_output(twin_path(destination), sources, force=options.force)
+    result = _carried_out(order)
+    steps = int(result.metrics["best_step"])
+    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps))
+    return result
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What was asked for, checked. stop_at: of a twin, the step that the run beside it kept."""
+
+    base: str | Path
+    method: Method
+    data: Split
+    paths: tuple[Path | None, Path | None]
+    seed: int
+    options: TrainOptions
+    destination: Path
+    stop_at: int | None = None
+
+
+def _carried_out(order: _Order) -> TrainingResult:
+    """One run from loading to the published checkpoint."""
+    with quiet(), seeded(order.seed), published(order.destination) as folder:
+        job = prepare(order.base, order.data, order.method, order.options, order.seed)
+        job = replace(job, stop_at=order.stop_at)
+        identity = describe_base(job.base)
+        switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
+        watching = observers(job)
+        outcome = train_model(job, folder, [*switching, *watching])
         controller = switching[0].controller if switching else None
         record = {
-            **describe_run(chosen, selection, started.model, work, outcome, seed),
-            **describe_training(started.model, controller, outcome),
+            **describe_run(job, outcome),
+            **describe_training(job.base.model, controller, outcome),
+            **{observer.key: observer.facts() for observer in watching},
+            "null_twin": order.stop_at is not None,
             "base": identity,
-            "data": describe_data(data, path, validation_path),
-            "labels": list(data.labels),
+            "data": describe_data(order.data, *order.paths),
+            "labels": list(order.data.labels),
         }
-        started.model.save_pretrained(folder / "checkpoint")
-        started.tokenizer.save_pretrained(folder / "checkpoint")
+        job.save(folder / "checkpoint")
+        job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
-    return TrainingResult(destination, method, outcome.metrics, record)
+    return TrainingResult(order.destination, order.method.name, outcome.metrics, record)
 
 
 def _stop(record: dict[str, Any]) -> str:

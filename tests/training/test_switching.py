@@ -267,7 +267,7 @@ def test_a_block_that_shares_a_parameter_with_the_rest_is_refused(tiny: Tiny):
 
 
 def test_several_processes_are_refused():
-    callback: Any = LayerSwitching(lambda steps: Plan())
+    callback: Any = LayerSwitching(lambda steps: Plan(), None)
     with pytest.raises(TrainingError, match="2 processes: blocks that are frozen and freed again would drift apart"):
         callback.on_train_begin(SimpleNamespace(world_size=2), None, None, model=None, optimizer=None)
 
