@@ -76,7 +76,7 @@ def batch_loss(model: nn.Module, work: Work, batch: Mapping[str, Tensor]) -> Ten
     if work.loss is None:
         return model(**batch).loss
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return work.loss(model(**inputs), batch["labels"], None)
+    return work.loss(model(**inputs), batch["labels"], num_items_in_batch=None)
 
 
 def bytes_in(folder: Path) -> int:

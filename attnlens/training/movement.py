@@ -77,7 +77,8 @@ class Movement(Observer):
                 for block in zip(squares, self._lengths, strict=True)
             ]
         )
-        self._seen["gradient"].append([None if norm is None else norm.item() for norm in self._gradient])
+        norms = [math.nan if norm is None else norm.item() for norm in self._gradient]
+        self._seen["gradient"].append([norm if math.isfinite(norm) else None for norm in norms])
 
     def facts(self) -> dict[str, Any]:
         """steps, blocks, parts; change: [step][block][part]; gradient: [step][block]; reason: why they are None."""
@@ -176,8 +177,8 @@ def _rescaled(layer: Any) -> Tensor:
 
 
 def _relative(square: float, length: float) -> float | None:
-    """A squared length is never negative, whatever rounding makes of a product of factors."""
-    return math.sqrt(max(square, 0.0)) / length if length else None
+    """Not negative, whatever rounding makes of a product of factors; None where there is no such number."""
+    return math.sqrt(max(square, 0.0)) / length if length and math.isfinite(square) else None
 
 
 def _gradient(block: nn.Module) -> Tensor | None:

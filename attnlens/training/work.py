@@ -30,4 +30,4 @@ class Work:
     start: bool
     counts: dict[str, int]
     reduce: Callable[[Any, Tensor], Tensor] | None = None
-    loss: Callable[[Any, Tensor, Tensor | None], Tensor] | None = None
+    loss: Callable[..., Tensor] | None = None
