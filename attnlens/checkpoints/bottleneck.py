@@ -33,6 +33,7 @@ SLOT = "bottleneck"  # the name of the adapters inside the projection whose outp
 VARIANTS = {"pfeiffer": (("feed-forward",), "relu"), "houlsby": (("attention", "feed-forward"), "gelu")}
 ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
 INPUTS = ("query", "key", "value", "query+key+value")
+PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 HEADS = "_attnlens_heads"  # the attribute of a model that holds its checkpoints' heads
 START = 0.01  # deviation of `down` at the start: Houlsby et al., section 3.1
 
@@ -96,8 +97,7 @@ def insert(model: PreTrainedModel, kind: Bottleneck, *, seed: int = 0, name: str
             projection.register_forward_hook(_adapted)
         projection._modules[SLOT][name] = layer.to(weight)  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     choose(model, name)
-    parts = [part for part, _ in Layer(size, kind).named_parameters()]
-    return frozenset(f"{place}.{SLOT}.{name}.{part}" for place in found for part in parts)
+    return frozenset(f"{place}.{SLOT}.{name}.{part}" for place in found for part in PARTS)
 
 
 def _adapted(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -37,8 +37,6 @@ def test_a_classifier_reloads_to_identical_logits(
     variant = "houlsby" if architecture in ("bert", "gpt2") else "pfeiffer"
     result = finetune(base, data_file, method="adapter", output=folder, options=replace(OPTIONS, variant=variant))
     assert result.record["selection"] == {"variant": variant, "bottleneck": 4}
-    losses = [row["loss"] for row in result.record["history"] if "loss" in row]
-    assert len(losses) == 6
     first, tuned = load_all([base, folder])
     texts = tuned.tokenizer(
         ["the party limits liability", "governs disputes of the deed"], return_tensors="pt", padding=True
