@@ -4,16 +4,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BertConfig,
     BertForMaskedLM,
 )
 
@@ -73,11 +74,14 @@ def test_a_language_model_on_general_text(architecture: str, tiny_lm: Tiny, corp
 def test_a_classifier_whose_base_can_fill_masks(corpus: Corpus, tmp_path: Path):
     """The base's head reads the tuned backbone: nothing changes where that is frozen, and all of it is done by hand."""
     tokenizer = encoder_tokenizer()
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    config = AutoConfig.for_model(
-        "bert", vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=0, **shape
-    )
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=0, **shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(tmp_path / "base")
