@@ -131,7 +131,7 @@ def _carried_out(order: _Order) -> TrainingResult:
         controller = switching[0].controller if switching else None
         record = {
             **describe_run(job, outcome),
-            **describe_training(job.base.model, controller, outcome),
+            **describe_training(job, controller, outcome),
             **{observer.key: observer.facts() for observer in watching},
             "null_twin": order.stop_at is not None,
             "base": identity,
