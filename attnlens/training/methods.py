@@ -8,8 +8,20 @@ from transformers import PreTrainedModel
 
 from attnlens.core.errors import TrainingError, UnknownName
 from attnlens.training import peft_methods, selections
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
 from attnlens.training.selections import Selection
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Select",
+    "Selection",
+    "freeze",
+    "head_parameters",
+    "method_named",
+    "transformer_blocks",
+]
 
 
 class Select(Protocol):

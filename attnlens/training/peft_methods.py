@@ -35,7 +35,11 @@ def lora(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Select
     if model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
         targets = _suffixes(model, _attention(model, ("query", "value", FUSED)))
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=_has_conv1d(model)
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  divided by the rank: need not be whole
+        lora_dropout=0.0,
+        target_modules=targets,
+        fan_in_fan_out=_has_conv1d(model),
     )
     return _inserted(model, config, options, seed, {"rank": rank, "alpha": alpha, "dropout": 0.0})
 

@@ -14,6 +14,7 @@ from attnlens.training.methods import Method, method_named
 from attnlens.training.observers import observers
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
+from attnlens.training.overlap import selection_overlap
 from attnlens.training.record import describe_base, describe_data, describe_run, describe_training, write_record
 from attnlens.training.split import CLASSIFICATION, Split, split
 from attnlens.training.switching import LayerSwitching
@@ -101,13 +102,14 @@ def finetune(
     beside = check_output(twin_path(destination), sources, force=options.force)
     result = _carried_out(order)
     steps = int(result.metrics["best_step"])
-    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps))
+    real = (result.record["selection_overlap"] or {}).get("active")
+    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real))
     return result
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What was asked for, checked. stop_at: of a twin, the step that the run beside it kept."""
+    """What was asked for, checked. Of a twin, stop_at: the step that the run beside it kept; real: its last blocks."""
 
     base: str | Path
     method: Method
@@ -117,6 +119,7 @@ class _Order:
     options: TrainOptions
     destination: Path
     stop_at: int | None = None
+    real: list[int] | None = None
 
 
 def _carried_out(order: _Order) -> TrainingResult:
@@ -133,6 +136,7 @@ def _carried_out(order: _Order) -> TrainingResult:
             **describe_run(job, outcome),
             **describe_training(job, controller, outcome),
             **{observer.key: observer.facts() for observer in watching},
+            "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
             "null_twin": order.stop_at is not None,
             "base": identity,
             "data": describe_data(order.data, *order.paths),
