@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from attnlens.core.errors import TrainingError, UnknownName
-from attnlens.training import peft_methods, selections
+from attnlens.training import additions, selections
 from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
 from attnlens.training.selections import Selection
@@ -181,7 +181,7 @@ METHODS: dict[str, Method] = {
             reference="Hu et al. 2022, LoRA, arXiv:2106.09685",
             learning_rate=1e-3,
             language_rate=3e-3,
-            select=peft_methods.lora,
+            select=additions.lora,
             options=frozenset({"rank", "alpha", "merge"}),
         ),
         Method(
@@ -191,7 +191,7 @@ METHODS: dict[str, Method] = {
             reference="Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638",
             learning_rate=5e-3,
             language_rate=1e-2,
-            select=peft_methods.ia3,
+            select=additions.ia3,
             options=frozenset({"merge"}),
         ),
         Method(
@@ -201,8 +201,18 @@ METHODS: dict[str, Method] = {
             reference="Lester, Al-Rfou and Constant 2021, arXiv:2104.08691",
             learning_rate=3e-2,
             language_rate=3e-2,
-            select=peft_methods.prompt,
+            select=additions.prompt,
             options=frozenset({"virtual_tokens"}),
+        ),
+        Method(
+            name="adapter",
+            title="Bottleneck adapters",
+            trains="new bottlenecks of 64 units behind the feed-forward of each block, and the head",
+            reference="Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, AdapterFusion, arXiv:2005.00247",
+            learning_rate=1e-3,
+            language_rate=1e-3,
+            select=additions.adapter,
+            options=frozenset({"bottleneck", "variant"}),
         ),
     )
 }

@@ -18,7 +18,8 @@ from attnlens.training.accounting import parameters_in_use, switching_history, t
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
 from attnlens.training.job import Job
-from attnlens.training.loop import Outcome, evaluation
+from attnlens.training.judging import evaluation
+from attnlens.training.loop import Outcome
 from attnlens.training.split import Split
 
 HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
@@ -110,6 +111,7 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
         **job.work.counts,
         "metrics": outcome.metrics,
+        **outcome.judgement,
         "history": history(outcome.logs),
         "seconds": round(outcome.seconds, 3),
         "device": outcome.device,

@@ -1,4 +1,4 @@
-"""Methods that put new parameters into a frozen base, through PEFT: LoRA, (IA)³ and prompt tuning."""
+"""Methods that put new parameters into a frozen base: LoRA, (IA)³ and prompts through PEFT, bottlenecks of our own."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from attnlens.checkpoints.bottleneck import Bottleneck, insert, save_bottleneck
 from attnlens.checkpoints.tensors import module_of
 from attnlens.core.errors import TrainingError, UnsupportedModel
 from attnlens.training.groups import head_parameters, transformer_blocks
@@ -86,6 +87,17 @@ def prompt(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Sele
     assert isinstance(selection.model, PeftModel)
     _TextOnly(selection.model, count).attach()
     return selection
+
+
+def adapter(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    """Bottlenecks behind parts of each block, which change nothing at the start, and the head."""
+    kind = Bottleneck(options.variant or "pfeiffer", options.bottleneck or 64)
+    parameters = insert(model, kind, seed=seed) | head_parameters(model)
+
+    def save(folder: Path) -> None:
+        save_bottleneck(model, kind, parameters, folder)
+
+    return Selection(parameters, {"variant": kind.variant, "bottleneck": kind.width}, save=save)
 
 
 class _TextOnly:
