@@ -5,20 +5,21 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.text.readers import raw_rows
-from attnlens.training.accounting import switching_history, trained_parameters
+from attnlens.training.accounting import parameters_in_use, switching_history, trained_parameters
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
 from attnlens.training.job import Job
-from attnlens.training.loop import Outcome, evaluation
+from attnlens.training.judging import evaluation
+from attnlens.training.loop import Outcome
 from attnlens.training.split import Split
 
 HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
@@ -97,7 +98,7 @@ def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict
 
 def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in job.model.parameters()]
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in parameters_in_use(job.model)]
     return {
         "attnlens": attnlens.__version__,
         "kind": "finetune",
@@ -110,6 +111,7 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
         **job.work.counts,
         "metrics": outcome.metrics,
+        **outcome.judgement,
         "history": history(outcome.logs),
         "seconds": round(outcome.seconds, 3),
         "device": outcome.device,
@@ -117,15 +119,16 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "peft": peft.__version__,
         },
     }
 
 
-def describe_training(model: PreTrainedModel, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
+def describe_training(job: Job, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
     """How much was trained, and where blocks were chosen during training, which, when and why."""
     return {
-        "accounting": trained_parameters(model, controller, int(outcome.metrics["steps"])),
-        "switching": switching_history(model, controller) if controller is not None else None,
+        "accounting": trained_parameters(job.base.model, controller, int(outcome.metrics["steps"]), job.model),
+        "switching": switching_history(job.base.model, controller) if controller is not None else None,
     }
 
 
