@@ -22,22 +22,26 @@ from transformers.training_args import OptimizerNames
 
 from attnlens.core.errors import TrainingError
 from attnlens.training.job import Job
+from attnlens.training.judging import evaluation, judged
 from attnlens.training.options import Progress
 
 EVALUATIONS = 10  # per run at most, the last one after the last step
 DEVICES = ("cpu", "cuda", "mps")
-SCORES = ("accuracy", "macro_f1", "perplexity")  # what a task may measure beside the loss
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave: `metrics` of the step that the model now holds, the Trainer's `logs`, `settings` as used."""
+    """What training gave: `metrics` of the step that the model now holds, the Trainer's `logs`, `settings` as used.
+
+    judgement: what the saved step predicts (`judged`).
+    """
 
     metrics: dict[str, float]
     logs: list[dict[str, Any]]
     settings: dict[str, Any]
     device: str
     seconds: float
+    judgement: dict[str, Any]
 
 
 def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> Outcome:
@@ -57,7 +61,7 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
         train_dataset=work.train,  # pyright: ignore[reportArgumentType]  a list is a map-style dataset
         eval_dataset=work.heldout,  # pyright: ignore[reportArgumentType]
         data_collator=work.collate,
-        compute_metrics=work.measure,
+        compute_metrics=work.measure_of(work.heldout),
         compute_loss_func=work.loss,
         preprocess_logits_for_metrics=work.reduce,
         callbacks=[_Watch(options.progress), EarlyStoppingCallback(options.patience), *callbacks],
@@ -67,6 +71,7 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
+    judgement = judged(trainer, work)
     if keeps_cache is not None:
         # The Trainer turns it off for training; the checkpoint's config is to differ from the base's by its head only.
         model.config.use_cache = keeps_cache
@@ -81,17 +86,9 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
         "optimizer": OptimizerNames(arguments.optim).value,
         "schedule": SchedulerType(arguments.lr_scheduler_type).value,
     }
-    return Outcome(_metrics(trainer.state), trainer.state.log_history, settings, arguments.device.type, seconds)
-
-
-def evaluation(entry: dict[str, Any]) -> dict[str, float]:
-    """Loss and scores of one evaluation in the Trainer's log.
-
-    The Trainer's own loss is a mean of batch means, in which the tokens of small batches weigh more: a task that
-    predicts tokens measures `token_loss` itself.
-    """
-    loss = entry.get("eval_token_loss", entry["eval_loss"])
-    return {"loss": loss, **{name: entry[f"eval_{name}"] for name in SCORES if f"eval_{name}" in entry}}
+    return Outcome(
+        _metrics(trainer.state), trainer.state.log_history, settings, arguments.device.type, seconds, judgement
+    )
 
 
 class _Watch(TrainerCallback):

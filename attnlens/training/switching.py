@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from attnlens.core.errors import TrainingError
 from attnlens.training.alf import LayerController, Plan
 from attnlens.training.methods import head_parameters, transformer_blocks
+from attnlens.training.overlap import inverse_rms
 
 
 class LayerSwitching(TrainerCallback):
@@ -23,6 +24,7 @@ class LayerSwitching(TrainerCallback):
 
     def __init__(self, plan: Callable[[int], Plan], model: PreTrainedModel):
         self.plan, self.model = plan, model
+        self.rms = inverse_rms(model)  # of the base
         self._owed = False
 
     def on_train_begin(

@@ -8,14 +8,18 @@ from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.training.cost import bytes_in
+from attnlens.training.data_report import data_report
 from attnlens.training.job import prepare
+from attnlens.training.judging import SCORES
 from attnlens.training.loop import train_model
 from attnlens.training.methods import Method, method_named
 from attnlens.training.observers import observers
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, published, seeded
+from attnlens.training.overlap import selection_overlap
 from attnlens.training.record import describe_base, describe_data, describe_run, describe_training, write_record
-from attnlens.training.split import CLASSIFICATION, Split, split
+from attnlens.training.split import Split, split
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.twin import shuffled, twin_path
 
@@ -41,7 +45,7 @@ class TrainingResult:
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        """A card of four lines, and a fifth where texts were cut or left out."""
+        """A card of four lines; more where texts were cut or left out, or where the data call for a warning."""
         record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
@@ -49,8 +53,9 @@ class TrainingResult:
             shares = {name: 100 * part["of_total"] for name, part in record["accounting"].items() if name in PARTS}
             trained += " at a time; " + ", ".join(f"{name} {share:.1f} %" for name, share in shares.items())
         texts = f"{record['data']['heldout']['examples']} texts"
-        if record["task"] == CLASSIFICATION:
-            scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}"
+        if "perplexity" not in metrics:
+            names = [name for name in SCORES if name in metrics]
+            scores = ", ".join(f"{name.replace('_f1', '-F1').replace('_', ' ')} {metrics[name]:.3f}" for name in names)
             measured = f"{scores} ({texts}, {len(record['labels'])} labels)"
         else:
             scores = f"perplexity {metrics['base_perplexity']:.2f} before, {metrics['perplexity']:.2f} after"
@@ -94,20 +99,21 @@ def finetune(
     )
     if validation is not None and None not in (path, validation_path):
         _check_apart(corpus, validation)
-    data = split(corpus, validation, seed)
+    data = split(corpus, validation, seed, options.task)
     order = _Order(base, chosen, data, (path, validation_path), seed, options, destination)
     if not options.null_twin:
         return _carried_out(order)
     beside = check_output(twin_path(destination), sources, force=options.force)
     result = _carried_out(order)
     steps = int(result.metrics["best_step"])
-    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps))
+    real = (result.record["selection_overlap"] or {}).get("active")
+    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real))
     return result
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What was asked for, checked. stop_at: of a twin, the step that the run beside it kept."""
+    """What was asked for, checked. Of a twin, stop_at: the step that the run beside it kept; real: its last blocks."""
 
     base: str | Path
     method: Method
@@ -117,6 +123,7 @@ class _Order:
     options: TrainOptions
     destination: Path
     stop_at: int | None = None
+    real: list[int] | None = None
 
 
 def _carried_out(order: _Order) -> TrainingResult:
@@ -124,21 +131,24 @@ def _carried_out(order: _Order) -> TrainingResult:
     with quiet(), seeded(order.seed), published(order.destination) as folder:
         job = prepare(order.base, order.data, order.method, order.options, order.seed)
         job = replace(job, stop_at=order.stop_at)
-        identity = describe_base(job.base)
+        identity, report = describe_base(job.base), data_report(job.data, job.base.tokenizer, job.options.length)
         switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
-        watching = observers(job)
+        watching = observers(job, switching[0] if switching else None)
         outcome = train_model(job, folder, [*switching, *watching])
         controller = switching[0].controller if switching else None
         record = {
             **describe_run(job, outcome),
-            **describe_training(job.base.model, controller, outcome),
+            **describe_training(job, controller, outcome),
             **{observer.key: observer.facts() for observer in watching},
+            "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
             "null_twin": order.stop_at is not None,
             "base": identity,
             "data": describe_data(order.data, *order.paths),
-            "labels": list(order.data.labels),
+            "labels": list(job.data.labels),
+            "data_report": report,
         }
         job.save(folder / "checkpoint")
+        record["cost"]["checkpoint_bytes"] = bytes_in(folder / "checkpoint")
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
     return TrainingResult(order.destination, order.method.name, outcome.metrics, record)
@@ -154,14 +164,15 @@ def _stop(record: dict[str, Any]) -> str:
 
 
 def _lost(record: dict[str, Any]) -> str:
-    """A line on texts of which the end, or all that was to be predicted, lies beyond the length that is read."""
+    """A line on texts of which the end, or all that was to be predicted, lies beyond the length; and the warnings."""
     data, length, dropped = record["data"], record["options"]["max_length"], record.get("dropped", 0)
     texts, kind = len(data["train"]["rows_used"]), "training texts"
-    if record["task"] != CLASSIFICATION:
+    if "perplexity" in record["metrics"]:
         texts, kind = texts + data["heldout"]["examples"], "texts"
     lines = [f"{record['truncated']} of {texts} {kind} were cut at {length} tokens"] if record["truncated"] else []
     lines += [f"{dropped} left out, with nothing to predict"] if dropped else []
-    return "\n" + "; ".join(lines) if lines else ""
+    warnings = "".join(f"\nwarning: {warning}" for warning in record["data_report"]["warnings"])
+    return ("\n" + "; ".join(lines) if lines else "") + warnings
 
 
 def _check_apart(corpus: Corpus, validation: Corpus) -> None:
