@@ -22,7 +22,6 @@ from tests.cli.shell import Finished, Run, tree
 from tests.conftest import Tuning
 
 TWIN = "demo/tuned.null.ckpt"
-
 COMMANDS = list(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
 
 
