@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from attnlens.training.alf import LayerController, Plan
 from attnlens.training.methods import head_parameters, transformer_blocks
+from attnlens.training.overlap import inverse_rms
 from attnlens.training.processes import agreed
 
 
@@ -27,6 +28,7 @@ class LayerSwitching(TrainerCallback):
 
     def __init__(self, plan: Callable[[int], Plan], model: PreTrainedModel):
         self.plan, self.model = plan, model
+        self.rms = inverse_rms(model)  # of the base
         self._owed = False
         self._stopped: dict[str, Any] | None = None
 

@@ -14,6 +14,7 @@ from attnlens.training.methods import Method, method_named
 from attnlens.training.observers import observers
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import check_output, finished, published, seeded
+from attnlens.training.overlap import selection_overlap
 from attnlens.training.processes import agreed, check_sharding, first
 from attnlens.training.record import (
     describe_base,
@@ -125,8 +126,10 @@ def finetune(
     beside = check_output(twin_path(destination), sources, force=options.force or options.resume)
     result = _carried_out(order)
     steps = int(result.metrics["best_step"])
+    real = (result.record["selection_overlap"] or {}).get("active")
+    null = replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real)
     try:
-        twin = _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps))
+        twin = _carried_out(null)
     except KeyboardInterrupt as stop:
         told = f"{home_free(destination)} is complete, its twin not"
         raise KeyboardInterrupt(str(stop) or f"{told}; the same command with --resume trains it") from stop
@@ -135,7 +138,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Order:
-    """What was asked for, checked. stop_at: of a twin, the step that the run beside it kept."""
+    """What was asked for, checked. Of a twin, stop_at: the step that the run beside it kept; real: its last blocks."""
 
     base: str | Path
     method: Method
@@ -145,6 +148,7 @@ class _Order:
     options: TrainOptions
     destination: Path
     stop_at: int | None = None
+    real: list[int] | None = None
 
 
 def _carried_out(order: _Order) -> TrainingResult:
@@ -179,6 +183,7 @@ def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) ->
         **describe_run(job, outcome),
         **describe_training(job.base.model, controller, outcome),
         **{observer.key: observer.facts() for observer in watching},
+        "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
         "null_twin": order.stop_at is not None,
         **identity,
         "data": describe_data(order.data, *order.paths),
