@@ -159,7 +159,7 @@ class LayerController:
         self._meter: Meter | None = None
         self._kept: dict[int, list[Tensor]] = {}
         self._groups = _groups(self.blocks, head, optimizer)
-        if plan.capacity is not None and not self._admitted(range(len(self.blocks))):
+        if plan.capacity is not None and not _admitted(self.blocks, plan, range(len(self.blocks))):
             raise TrainingError(f"a capacity of {plan.capacity:,} parameters admits no block.")
         trained = {id(parameter) for parameters in (*self.blocks, head) for parameter in parameters}
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
@@ -210,7 +210,8 @@ class LayerController:
             return
         if self._meter is not None:
             scores = self._meter.scores()
-            self._close()
+            self._meter.close()
+            self._meter = None
             self._choose(scores)
         elif not self.plan.commit and (self.plan.until is None or self._steps <= self.plan.until):
             self._begin()
@@ -218,7 +219,8 @@ class LayerController:
     def finish(self) -> None:
         """End the run; a probe that is under way is broken off, and blocks never chosen lose what it did to them."""
         if self._meter is not None:
-            self._close()
+            self._meter.close()
+            self._meter = None
             self._settle(self.active)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -262,21 +264,11 @@ class LayerController:
             weights = [self._score.rank(score) for score in smoothed]
             for number in self.active:
                 weights[number] *= 1 + self.plan.hysteresis
-        self.active = self._admitted(sorted(range(len(weights)), key=lambda number: (-weights[number], number)))
+        order = sorted(range(len(weights)), key=lambda number: (-weights[number], number))
+        self.active = _admitted(self.blocks, self.plan, order)
         self.choices.append(Choice(self._steps, tuple(scores), tuple(smoothed), self.active))
         self._settle(self.active)
         self._left = self.plan.run
-
-    def _admitted(self, order: Sequence[int]) -> tuple[int, ...]:
-        """The blocks that are taken in this order as long as there is room; a later, smaller one may still fit."""
-        taken, used = list[int](), 0
-        for number in order:
-            size = sum(parameter.numel() for parameter in self.blocks[number])
-            fits = self.plan.capacity is None or used + size <= self.plan.capacity
-            if fits and (self.plan.k is None or len(taken) < self.plan.k):
-                taken.append(number)
-                used += size
-        return tuple(sorted(taken))
 
     def _settle(self, active: tuple[int, ...]) -> None:
         """Train `active` alone; blocks that are not in it and never were get back what they had before the probe."""
@@ -294,10 +286,17 @@ class LayerController:
             for parameter in block:
                 _turn(self._optimizer, parameter, on=number in active)
 
-    def _close(self) -> None:
-        assert self._meter is not None
-        self._meter.close()
-        self._meter = None
+
+def _admitted(blocks: Blocks, plan: Plan, order: Sequence[int]) -> tuple[int, ...]:
+    """The blocks that are taken in this order as long as there is room; a later, smaller one may still fit."""
+    taken, used = list[int](), 0
+    for number in order:
+        size = sum(parameter.numel() for parameter in blocks[number])
+        fits = plan.capacity is None or used + size <= plan.capacity
+        if fits and (plan.k is None or len(taken) < plan.k):
+            taken.append(number)
+            used += size
+    return tuple(sorted(taken))
 
 
 def _turn(optimizer: Optimizer, parameter: Parameter, *, on: bool) -> None:
