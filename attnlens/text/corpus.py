@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -33,7 +33,7 @@ class Example:
 
     completion: the character at which the completion starts, `text` being prompt + completion; None where all is one.
     messages: (role, content) of a conversation's turns. Until a chat template has rendered it (attnlens.text.chat),
-    `text` is the contents joined by line ends.
+    `text` is the contents joined by line ends. labels: where a text may have several or none, in place of `label`.
     """
 
     text: str
@@ -43,6 +43,7 @@ class Example:
     spans: tuple[Span, ...] | None = None
     completion: int | None = None
     messages: tuple[tuple[str, str], ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Corpus:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label that occurs, sorted."""
+        """Every label that occurs alone, sorted; not those of rows with a list of labels."""
         return tuple(sorted({example.label for example in self if example.label is not None}))
 
     def select(self, indices: Iterable[int]) -> "Corpus":
@@ -122,6 +123,7 @@ def _from_json(value: object) -> object:
 
 Name = Annotated[str | None, BeforeValidator(_name), AfterValidator(_whole)]
 Text = Annotated[str, AfterValidator(_not_blank), AfterValidator(_whole)]
+Label = Annotated[str, BeforeValidator(_name), AfterValidator(_whole)]
 
 
 class _SpanRow(BaseModel):
@@ -148,10 +150,11 @@ class _Row(BaseModel):
     id: Name = None
     document: Name = None
     label: Name = None
+    labels: list[Label] | None = None  # of the label's column, where that holds a list
     spans: Annotated[list[_SpanRow] | None, BeforeValidator(_from_json)] = None
 
 
-FIELDS = tuple(_Row.model_fields)
+FIELDS = tuple(field for field in _Row.model_fields if field != "labels")
 FORMS = (("text",), ("prompt", "completion"), ("messages",))  # a row holds its text in one of them
 OTHER_FORMS = "--prompt-column and --completion-column, or --messages-column"
 _SPANS_NEEDED = 'Give spans as [{"start": 0, "end": 5, "label": "term"}], in characters, end exclusive.'
@@ -161,6 +164,7 @@ _NEEDED = {
     **{field: _TEXT_NEEDED.format(field) for field in ("text", "prompt", "completion")},
     "messages": 'Give messages as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
     **dict.fromkeys(("id", "document", "label"), _NAME_NEEDED),
+    "labels": "Give a list of names, empty where none fits; in CSV as JSON.",
     "spans": _SPANS_NEEDED,
 }
 
@@ -210,6 +214,8 @@ def _example(raw: Row, where: str, number: int, sources: Mapping[str, str]) -> t
     form = _form(raw, where, sources)
     unread = {field for fields in FORMS if fields != form for field in fields}
     cells = {field: raw[column] for field, column in sources.items() if column in raw and field not in unread}
+    if (several := _several(cells.get("label"))) is not None:
+        cells = {**cells, "label": None, "labels": several}
     try:
         row = _Row.model_validate(cells)
     except ValidationError as error:
@@ -229,8 +235,19 @@ def _example(raw: Row, where: str, number: int, sources: Mapping[str, str]) -> t
         None if row.spans is None else tuple(Span(span.start, span.end, span.label) for span in row.spans),
         len(row.prompt) if row.completion else None,
         tuple((message.role, message.content) for message in row.messages) or None,
+        None if row.labels is None else tuple(dict.fromkeys(row.labels)),
     )
     return example, row.document is not None
+
+
+def _several(cell: object) -> list[Any] | None:
+    """The labels of a cell that holds a list of them, in CSV as JSON; None where it holds one label."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None  # a name that begins with a bracket
+    return cell if isinstance(cell, list) else None
 
 
 def _check_spans(row: _Row, length: int, where: str) -> None:
@@ -252,9 +269,10 @@ def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -
     """Read JSONL, CSV, Parquet, plain text or a folder of `datasets`, one example a row.
 
     Fields: text, or prompt and completion (joined as they stand), or messages ([{"role", "content"}]), one of the
-    three in each row; id, document, label, spans ([{"start", "end", "label"}] in characters of the joined text, end
-    exclusive). In CSV, messages and spans are JSON strings. Plain text: each passage between blank lines is an example
-    that stands alone, as it names no document; of a `datasets` folder with splits, one is named.
+    three in each row; id, document, label (one, or a list of labels), spans ([{"start", "end", "label"}] in characters
+    of the joined text, end exclusive). In CSV, messages, spans and lists of labels are JSON strings. Plain text: each
+    passage between blank lines is an example that stands alone, as it names no document; of a `datasets` folder with
+    splits, one is named.
     `columns` maps a field to the file's column, as {"text": "sentence"}. Rows without id are numbered: lines of JSONL,
     first lines of passages, else rows from 1. Rows without document stand alone.
     """

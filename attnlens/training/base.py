@@ -11,13 +11,19 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+)
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
@@ -32,7 +38,10 @@ LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwi
 
 @dataclass(frozen=True)
 class Base:
-    """A base ready to be trained; `path` is its directory (home as ~) or hub id, `directory` holds its files."""
+    """A base ready to be trained; `path` is its directory (home as ~) or hub id, `directory` holds its files.
+
+    labels: of a classifier, in the order of its head.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -40,26 +49,67 @@ class Base:
     name: str
     directory: Path
     new_parameters: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
-def load_classifier(base: str | Path, labels: tuple[str, ...]) -> Base:
+def load_classifier(
+    base: str | Path,
+    labels: tuple[str, ...],
+    problem: str = "single_label_classification",
+    auto: Any = AutoModelForSequenceClassification,
+) -> Base:
     """Load `base` with a head for `labels`, in float32: steps of 1e-5 are lost in bfloat16 weights.
 
-    The head's weights are drawn from torch's global generator where the base has none of that size. A backbone
-    weight that is missing or of another shape is an error: the model would train from noise.
+    A head that the base has for these very labels is kept, with their order; otherwise one is drawn from torch's global
+    generator, also where the base has another of that size. A backbone weight that is missing or of another shape is an
+    error: the model would train from noise.
     """
     source, path, tokenizer, config = _parts(base)
     _agree_on_padding(tokenizer, config)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    model, new = _model(AutoModelForSequenceClassification, source, path, config)
+    had, kind = tuple((config.id2label or {}).values()), config.architectures
+    same = sorted(had) == sorted(labels) and config.problem_type in (None, problem)
+    ordered = had if same else labels
+    config.id2label = dict(enumerate(ordered))
+    config.label2id = {label: number for number, label in enumerate(ordered)}
+    config.problem_type = problem
+    model, new = _model(auto, source, path, config)
     absent = sorted(new - head_parameters(model))
     if absent:
         raise CheckpointError(
             f"{path} lacks {len(absent)} weights of the backbone that its config.json describes (first: {absent[0]})."
         )
-    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), tuple(sorted(new)))
+    if not same or kind != [type(model).__name__]:
+        new |= _redrawn(model, len(ordered), new)
+    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), tuple(sorted(new)), ordered)
+
+
+def load_tagger(base: str | Path, labels: tuple[str, ...]) -> Base:
+    """Load `base` with a head that tells the class of each token, as `load_classifier` does."""
+    _, path, _, config = _parts(base)
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise UnsupportedModel(
+            f"token-classification needs an encoder or a decoder alone with a head for tokens, which {path} "
+            f"({config.model_type}) is not: start from another model."
+        )
+    return load_classifier(base, labels, "single_label_classification", AutoModelForTokenClassification)
+
+
+def load_masked_model(base: str | Path) -> Base:
+    """Load `base` with its own head for masked tokens, in float32; tokenizer and config stay as they are."""
+    source, path, tokenizer, config = _parts(base)
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UnsupportedModel(
+            f"masked-lm needs an encoder with a head for masked tokens, which {path} ({config.model_type}) is not: "
+            "start from an encoder, or use --task causal-lm."
+        )
+    if tokenizer.mask_token_id is None:
+        raise UnsupportedModel(
+            f"masked-lm needs a mask token, which the tokenizer of {path} lacks: start from a model that was trained "
+            "with one."
+        )
+    model, new = _model(AutoModelForMaskedLM, source, path, config)
+    _check_complete(path, new)
+    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), ())
 
 
 def load_language_model(base: str | Path, reason: str) -> Base:
@@ -71,19 +121,38 @@ def load_language_model(base: str | Path, reason: str) -> Base:
     source, path, tokenizer, config = _parts(base)
     unfit = UnsupportedModel(
         f"{reason}, which {path} ({config.model_type}) is not: "
-        "start from a decoder, or give text and labels to train a classifier."
+        "start from a decoder, give text and labels to train a classifier, or use --task masked-lm."
     )
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise unfit
     model, new = _model(AutoModelForCausalLM, source, path, config)
     if _sees_ahead(model):
         raise unfit
+    _check_complete(path, new)
+    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), ())
+
+
+def _check_complete(path: str, new: set[str]) -> None:
     if new:
         raise CheckpointError(
             f"{path} lacks {len(new)} weights of the language model that its config.json describes "
             f"(first: {min(new)}): start from a checkpoint that was saved with its language-model head."
         )
-    return Base(model, tokenizer, path, Path(path).name, _directory(source, path), ())
+
+
+def _redrawn(model: PreTrainedModel, labels: int, new: set[str]) -> set[str]:
+    """Draw the last layer of a head that stood for other classes; the names of its parameters."""
+    body = {id(module) for module in model.base_model.modules()}
+    drawn = set[str]()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and id(module) not in body and module.out_features == labels:
+            if f"{name}.weight" in new:
+                continue
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            drawn |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+    return drawn
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,7 +9,7 @@ from attnlens.training.base import Base, reading_length
 from attnlens.training.methods import Method, Selection, freeze
 from attnlens.training.options import TrainOptions
 from attnlens.training.split import Split
-from attnlens.training.tasks import TASKS, Task
+from attnlens.training.tasks import Task, task_for
 from attnlens.training.work import Work
 
 
@@ -42,13 +42,14 @@ class Job:
 
 def prepare(base: str | Path, data: Split, method: Method, options: TrainOptions, seed: int) -> Job:
     """Load the base, insert what the method adds, freeze the rest and make the rows ready."""
-    task = TASKS[data.task]
+    task = task_for(data, options)
     started = task.load(base, data)
+    data = replace(data, labels=started.labels or data.labels)
     rate = method.language_rate if task.language else method.learning_rate
     length = reading_length(started, options.max_length)
     options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)
     selection = method.select(started.model, options, seed)
-    work = task.work(started, data, options)
+    work = task.work(started, data, options, seed)
     job = Job(started, method, selection, task, data, work, options, seed)
     freeze(job.model, selection)
     return job

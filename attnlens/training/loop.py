@@ -14,15 +14,16 @@ from transformers.training_args import OptimizerNames
 from attnlens.core.errors import Diverged, TrainingError
 from attnlens.training.intermediate import Intermediate, QuietTrainer, last_kept
 from attnlens.training.job import Job
+from attnlens.training.judging import evaluation, judged
 from attnlens.training.observers import Observer
 from attnlens.training.output import RUN
 from attnlens.training.processes import agreed, processes
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.watch import Watch
+from attnlens.training.work import TEXT
 
 EVALUATIONS = 10  # per run at most, the last one after the last step
 DEVICES = ("cpu", "cuda", "mps")
-SCORES = ("accuracy", "macro_f1", "perplexity")  # what a task may measure beside the loss
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
 
     seconds: of the whole run, the time before an interruption included. resumed: the step that this process went on
     from. fault: why training broke off before its end, the model holding the best step until then.
+    judgement: what the saved step predicts (`judged`).
     """
 
     metrics: dict[str, float]
@@ -38,6 +40,7 @@ class Outcome:
     settings: dict[str, Any]
     device: str
     seconds: float
+    judgement: dict[str, Any]
     resumed: int | None = None
     fault: str | None = None
 
@@ -70,21 +73,13 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
     if keeps_cache is not None:
         # The Trainer turns it off for training; the checkpoint's config is to differ from the base's by its head only.
         model.config.use_cache = keeps_cache
+    judgement = judged(trainer, job.work)
     _unwrap(trainer, job)
     metrics = _metrics(trainer.state, job.stop_at)
     logs = [entry for entry in trainer.state.log_history if all(map(_finite, entry.values()))]
     step = kept.step if kept is not None else None
-    return Outcome(metrics, logs, _settings(job, arguments), arguments.device.type, saving.seconds, step, fault)
-
-
-def evaluation(entry: dict[str, Any]) -> dict[str, float]:
-    """Loss and scores of one evaluation in the Trainer's log.
-
-    The Trainer's own loss is a mean of batch means, in which the tokens of small batches weigh more: a task that
-    predicts tokens measures `token_loss` itself.
-    """
-    loss = entry.get("eval_token_loss", entry["eval_loss"])
-    return {"loss": loss, **{name: entry[f"eval_{name}"] for name in SCORES if f"eval_{name}" in entry}}
+    device, settings = arguments.device.type, _settings(job, arguments)
+    return Outcome(metrics, logs, settings, device, saving.seconds, judgement, step, fault)
 
 
 def _trainer(
@@ -102,7 +97,7 @@ def _trainer(
             train_dataset=work.train,  # pyright: ignore[reportArgumentType]  a list is a map-style dataset
             eval_dataset=work.heldout,  # pyright: ignore[reportArgumentType]
             data_collator=work.collate,
-            compute_metrics=work.measure,
+            compute_metrics=work.measure_of(work.heldout),
             compute_loss_func=work.loss,
             preprocess_logits_for_metrics=work.reduce,
             callbacks=[Watch(job, switching), *callbacks, saving],
@@ -125,12 +120,13 @@ def _counts_items(job: Job) -> bool:
     """Whether the model's loss is a sum divided by the number of items that it is told."""
     model: Any = job.model
     device = next(model.parameters()).device
-    row = {name: value.to(device) for name, value in job.work.collate(job.work.train[:1]).items()}
+    row = {name: value for name, value in job.work.train[0].items() if name != TEXT}
+    batch = {name: value.to(device) for name, value in job.work.collate([row]).items()}
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            one, two = (model(**row, num_items_in_batch=torch.tensor(n, device=device)).loss for n in (1, 2))
+            one, two = (model(**batch, num_items_in_batch=torch.tensor(n, device=device)).loss for n in (1, 2))
     except TypeError:
         return False
     finally:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
@@ -19,7 +18,8 @@ from attnlens.training.accounting import switching_history, trained_parameters
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
 from attnlens.training.job import Job
-from attnlens.training.loop import Outcome, evaluation
+from attnlens.training.judging import evaluation
+from attnlens.training.loop import Outcome
 from attnlens.training.processes import processes
 from attnlens.training.split import Split
 
@@ -135,6 +135,7 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
         **job.work.counts,
         "metrics": outcome.metrics,
+        **outcome.judgement,
         "history": history(outcome.logs),
         "seconds": round(outcome.seconds, 3),
         "device": outcome.device,
@@ -146,11 +147,11 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def describe_training(model: PreTrainedModel, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
+def describe_training(job: Job, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
     """How much was trained, and where blocks were chosen during training, which, when and why."""
     return {
-        "accounting": trained_parameters(model, controller, int(outcome.metrics["steps"])),
-        "switching": switching_history(model, controller) if controller is not None else None,
+        "accounting": trained_parameters(job.base.model, controller, int(outcome.metrics["steps"]), job.model),
+        "switching": switching_history(job.base.model, controller) if controller is not None else None,
     }
 
 

@@ -8,7 +8,10 @@ from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.training.cost import bytes_in
+from attnlens.training.data_report import data_report
 from attnlens.training.job import Job, prepare
+from attnlens.training.judging import SCORES
 from attnlens.training.loop import Outcome, train_model
 from attnlens.training.methods import Method, method_named
 from attnlens.training.observers import observers
@@ -24,7 +27,7 @@ from attnlens.training.record import (
     describe_training,
     write_record,
 )
-from attnlens.training.split import CLASSIFICATION, Split, split
+from attnlens.training.split import Split, split
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.twin import shuffled, twin_path
 
@@ -55,7 +58,7 @@ class TrainingResult:
     twin: "TrainingResult | None" = None
 
     def __str__(self) -> str:
-        """A card of four lines, and more where texts were cut or left out, after an interruption and for a twin."""
+        """A card of four lines; more where texts were cut or left out, the data call for a warning, or there is a twin."""
         record, parameters = self.record, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
@@ -77,8 +80,9 @@ class TrainingResult:
         """The scores on the held-out rows, in words."""
         record, metrics = self.record, self.metrics
         texts = f"{record['data']['heldout']['examples']} texts"
-        if record["task"] == CLASSIFICATION:
-            scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}"
+        if "perplexity" not in metrics:
+            names = [name for name in SCORES if name in metrics]
+            scores = ", ".join(f"{name.replace('_f1', '-F1').replace('_', ' ')} {metrics[name]:.3f}" for name in names)
             return f"{scores} ({texts}, {len(record['labels'])} labels)"
         scores = f"perplexity {metrics['base_perplexity']:.2f} before, {metrics['perplexity']:.2f} after"
         return f"{scores}, loss {metrics['loss']:.3f} nats ({record['heldout_tokens']:,} tokens of {texts})"
@@ -119,7 +123,7 @@ def finetune(
     )
     if validation is not None and None not in (path, validation_path):
         _check_apart(corpus, validation)
-    data = split(corpus, validation, seed)
+    data = split(corpus, validation, seed, options.task)
     order = _Order(base, chosen, data, (path, validation_path), seed, options, destination)
     if not options.null_twin:
         return _carried_out(order)
@@ -175,22 +179,25 @@ def _carried_out(order: _Order) -> TrainingResult:
 
 def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) -> tuple[Outcome, dict[str, Any]]:
     """Train, and write the checkpoint with its record into the folder."""
+    report = data_report(job.data, job.base.tokenizer, job.options.length)
     switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
-    watching = observers(job)
+    watching = observers(job, switching[0] if switching else None)
     outcome = train_model(job, folder, [*switching, *watching])
     controller = switching[0].controller if switching else None
     record = {
         **describe_run(job, outcome),
-        **describe_training(job.base.model, controller, outcome),
+        **describe_training(job, controller, outcome),
         **{observer.key: observer.facts() for observer in watching},
         "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
         "null_twin": order.stop_at is not None,
         **identity,
         "data": describe_data(order.data, *order.paths),
-        "labels": list(order.data.labels),
+        "labels": list(job.data.labels),
+        "data_report": report,
     }
     if first():
         job.save(folder / "checkpoint")
+        record["cost"]["checkpoint_bytes"] = bytes_in(folder / "checkpoint")
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
     return outcome, record
@@ -199,6 +206,8 @@ def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) ->
 def _stop(record: dict[str, Any]) -> str:
     """Of how many steps, and why there were no more of them."""
     options, steps = record["options"], record["metrics"]["steps"]
+    if record["fault"] is not None:
+        return f"; {record['fault']}"
     if steps >= options["max_steps"]:
         return f" of {steps}"
     patience = f"no better for {options['patience']} evaluations"
@@ -206,14 +215,15 @@ def _stop(record: dict[str, Any]) -> str:
 
 
 def _lost(record: dict[str, Any]) -> str:
-    """A line on texts of which the end, or all that was to be predicted, lies beyond the length that is read."""
+    """A line on texts of which the end, or all that was to be predicted, lies beyond the length; and the warnings."""
     data, length, dropped = record["data"], record["options"]["max_length"], record.get("dropped", 0)
     texts, kind = len(data["train"]["rows_used"]), "training texts"
-    if record["task"] != CLASSIFICATION:
+    if "perplexity" in record["metrics"]:
         texts, kind = texts + data["heldout"]["examples"], "texts"
     lines = [f"{record['truncated']} of {texts} {kind} were cut at {length} tokens"] if record["truncated"] else []
     lines += [f"{dropped} left out, with nothing to predict"] if dropped else []
-    return "\n" + "; ".join(lines) if lines else ""
+    warnings = "".join(f"\nwarning: {warning}" for warning in record["data_report"]["warnings"])
+    return ("\n" + "; ".join(lines) if lines else "") + warnings
 
 
 def _check_apart(corpus: Corpus, validation: Corpus) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from attnlens.text.corpus import Corpus, Example
-from attnlens.training.split import CLASSIFICATION, Split
+from attnlens.text.corpus import Corpus, Example, Span
+from attnlens.training.split import CLASSIFICATION, MULTI_LABEL, TOKENS, Split
+
+TWIN = 0x7717  # keeps the twin's draws apart from the split's, which take the seed alone
 
 
 def twin_path(output: Path) -> Path:
@@ -15,25 +17,45 @@ def twin_path(output: Path) -> Path:
 
 
 def shuffled(data: Split, seed: int) -> Split:
-    """The split with its teaching undone, in training and held-out rows alike.
+    """The split with its teaching undone, in training and held-out rows alike; rows, documents and their order stay.
 
-    Of classifiers the labels change places among the rows of a part, so that their frequencies stay; of language models
-    the words of what is to be predicted change places within their text. Rows, documents and their order stay.
+    Labels, or sets of labels, change places among all rows of a part, so that their frequencies stay. Of spans the
+    labels change places among all spans of a part, and each row's spans are turned about in its text by a random
+    distance, so that neither what they cover nor where they lie follows from the words. Of language models the words of
+    what is to be predicted change places within their text.
     """
     generator = np.random.default_rng([seed, TWIN])
-    change = _labels if data.task == CLASSIFICATION else _words
+    change = {CLASSIFICATION: _labels, MULTI_LABEL: _labels, TOKENS: _spans}.get(data.task, _words)
     return replace(data, train=change(data.train, generator), heldout=change(data.heldout, generator))
 
 
-TWIN = 0x7717  # keeps the twin's draws apart from the split's, which take the seed alone
-
-
 def _labels(corpus: Corpus, generator: np.random.Generator) -> Corpus:
-    order = generator.permutation(len(corpus))
+    others = [corpus.examples[other] for other in generator.permutation(len(corpus))]
     examples = [
-        replace(example, label=corpus.examples[other].label) for example, other in zip(corpus, order, strict=True)
+        replace(example, label=other.label, labels=other.labels) for example, other in zip(corpus, others, strict=True)
     ]
     return replace(corpus, examples=tuple(examples))
+
+
+def _spans(corpus: Corpus, generator: np.random.Generator) -> Corpus:
+    names = [span.label for example in corpus for span in example.spans or ()]
+    mixed = iter([names[place] for place in generator.permutation(len(names))])
+    examples = list[Example]()
+    for example in corpus:
+        distance = int(generator.integers(len(example.text)))
+        turned = [
+            Span(start, end, name)
+            for span, name in zip(example.spans or (), mixed, strict=False)
+            for start, end in _turned(span, distance, len(example.text))
+        ]
+        examples.append(replace(example, spans=tuple(turned)))
+    return replace(corpus, examples=tuple(examples))
+
+
+def _turned(span: Span, distance: int, length: int) -> list[tuple[int, int]]:
+    """A span moved on in a text whose end is joined to its start: two spans where it lies across the joint."""
+    start, end = (span.start + distance) % length, (span.end + distance - 1) % length + 1
+    return [(start, end)] if start < end else [(start, length), (0, end)]
 
 
 def _words(corpus: Corpus, generator: np.random.Generator) -> Corpus:
@@ -47,8 +69,9 @@ def _mixed(example: Example, generator: np.random.Generator) -> Example:
             for role, content in example.messages
         ]
         return replace(example, messages=tuple(turns), text="\n".join(content for _, content in turns))
-    start = example.completion or 0
-    return replace(example, text=example.text[:start] + _permuted(example.text[start:].split(), generator))
+    rest = example.text[example.completion or 0 :]
+    kept = len(example.text) - len(rest.lstrip())  # with the blank between prompt and completion
+    return replace(example, text=example.text[:kept] + _permuted(rest.split(), generator))
 
 
 def _permuted(words: list[str], generator: np.random.Generator) -> str:

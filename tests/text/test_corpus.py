@@ -51,6 +51,16 @@ def test_only_text_is_needed(tmp_path: Path):
     assert not corpus.has_documents and corpus.labels == ()
 
 
+def test_a_list_of_labels(tmp_path: Path):
+    """In JSONL as a list, in CSV as JSON; an empty one is no lack of labels, and a bracket alone makes no list."""
+    cells = [["b", "a", "b"], [], ["3"], "[see below]", None]
+    lines = jsonl(*({"text": "x", "label": cell} for cell in cells)).replace('"3"', "3")
+    table = 'text,label\nx,"[""b"",""a"",""b""]"\nx,[]\nx,[3]\nx,[see below]\nx,\n'
+    for corpus in (read_corpus(write(tmp_path, "a.jsonl", lines)), read_corpus(write(tmp_path, "a.csv", table))):
+        assert [example.labels for example in corpus] == [("b", "a"), (), ("3",), None, None]
+        assert [example.label for example in corpus] == [None, None, None, "[see below]", None]
+
+
 def test_an_empty_list_of_spans_is_not_a_lack_of_spans(tmp_path: Path):
     corpus = read_corpus(write(tmp_path, "a.jsonl", jsonl({"text": "one", "spans": []}, {"text": "two"})))
     assert [example.spans for example in corpus] == [(), None]
@@ -87,6 +97,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
 @given(texts=st.lists(TEXT, min_size=1, max_size=5), labels=st.lists(TEXT, min_size=5, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, texts: list[str], labels: list[str]):
+    labels = [label.replace("[", "(") for label in labels]  # a cell that is a JSON list holds several
     folder = tmp_path_factory.mktemp("round")
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=False)]
     lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
@@ -120,7 +131,16 @@ FAULTS = {
     "text blank in csv": ("a.csv", 'text,label\nx,1\n"",2\n', "row 2, field text: the text is empty"),
     "half a character": ("a.jsonl", '{"text": "\\ud800"}', "row 1, field text: half of a surrogate"),
     "half a label": ("a.jsonl", '{"text": "x", "label": "\\udfff"}', "row 1, field label: half of a surrogate"),
-    "label a list": ("a.jsonl", jsonl({"text": "x", "label": ["a"]}), "row 1, field label: "),
+    "labels with a blank": (
+        "a.jsonl",
+        jsonl({"text": "x", "label": ["a", " "]}),
+        "row 1, field labels.1: Input should be a valid string",
+    ),
+    "labels nested": (
+        "a.csv",
+        'text,label\nx,"[[""a""]]"\n',
+        "got ['a']. Give a list of names, empty where none fits",
+    ),
     "label a fraction": ("a.jsonl", jsonl({"text": "x", "label": 0.5}), "row 1, field label: "),
     "not json": ("a.jsonl", jsonl(GOOD) + "{'text': 'x'}\n", "row 2: needs one JSON object a line"),
     "endless json": ("a.jsonl", "[" * 100_000, "row 1: needs one JSON object a line"),

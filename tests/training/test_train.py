@@ -22,9 +22,9 @@ from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists, TrainingError, UnknownName
 from attnlens.text.corpus import Corpus
 from attnlens.training.base import load_classifier, longest_input
-from attnlens.training.classification import classification_metrics
 from attnlens.training.methods import METHODS
 from attnlens.training.record import history, recorded_corpus
+from attnlens.training.scores import classification_metrics
 from attnlens.training.train import TrainOptions, finetune
 from tests.training.conftest import ARCHITECTURES, rows
 
