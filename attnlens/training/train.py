@@ -58,7 +58,7 @@ class TrainingResult:
     twin: "TrainingResult | None" = None
 
     def __str__(self) -> str:
-        """A card of four lines; more where texts were cut or left out, the data call for a warning, or there is a twin."""
+        """A card of four lines; more where texts were cut or left out, the data call for a warning, or with a twin."""
         record, parameters = self.record, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
