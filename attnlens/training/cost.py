@@ -17,7 +17,7 @@ from attnlens.training.job import Job
 from attnlens.training.memory import PeakMemory
 from attnlens.training.observer import Observer
 from attnlens.training.switching import LayerSwitching
-from attnlens.training.work import Work
+from attnlens.training.work import Row
 
 aten = torch.ops.aten
 
@@ -54,29 +54,37 @@ class Flops:
         return self.matrices * tokens / self.length + self.attention * squares / self.length**2
 
 
-def training_flops(model: nn.Module, work: Work, row: Mapping[str, Tensor]) -> Flops:
-    """Count one forward and backward pass over `row`, a batch of one, with the parameters that train now.
+def training_flops(job: Job, row: Row) -> Flops:
+    """Count one forward and backward pass over `row`, alone in its batch, with the parameters that train now.
 
     By torch's counter, which runs the pass; gradients and random states are left as they were. Elementwise operations,
     norms and the optimizer's step are not counted.
     """
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    kept = [(parameter, parameter.grad) for parameter in job.model.parameters()]
     counter = FlopCounterMode(display=False, custom_mapping=KERNELS)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), counter:
-        batch_loss(model, work, row).backward()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        batch = on_device(job, [row])
+        with counter:
+            batch_loss(job, batch).backward()
     for parameter, gradient in kept:
         parameter.grad = gradient
     counts = counter.get_flop_counts()["Global"]
     attention = sum(n for kind, n in counts.items() if str(kind).split(".")[-1] in BATCHED or "attention" in str(kind))
-    return Flops(sum(counts.values()) - attention, attention, row["input_ids"].shape[1])
+    return Flops(sum(counts.values()) - attention, attention, batch["input_ids"].shape[1])
 
 
-def batch_loss(model: nn.Module, work: Work, batch: Mapping[str, Tensor]) -> Tensor:
+def on_device(job: Job, rows: list[Row]) -> dict[str, Tensor]:
+    """The rows as a batch, where the model is."""
+    device = next(job.model.parameters()).device
+    return {name: value.to(device) for name, value in job.work.collate(rows).items()}
+
+
+def batch_loss(job: Job, batch: Mapping[str, Tensor]) -> Tensor:
     """The training loss of a batch, as the Trainer computes it."""
-    if work.loss is None:
-        return model(**batch).loss
+    if job.work.loss is None:
+        return job.model(**batch).loss
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return work.loss(model(**inputs), batch["labels"], num_items_in_batch=None)
+    return job.work.loss(job.model(**inputs), batch["labels"], num_items_in_batch=None)
 
 
 def bytes_in(folder: Path) -> int:
@@ -102,7 +110,6 @@ class Cost(Observer):
         self._sets: list[tuple[int, str]] = []
         self._read: dict[str, list[int]] = {}
         self._lengths = Counter[int]()
-        self._rows: dict[int, dict[str, Tensor]] = {}
         self._flops: dict[str, Flops] = {}
         self._elapsed = 0.0
 
@@ -135,17 +142,17 @@ class Cost(Observer):
         self._peak()
         self._elapsed = self._now() - self._began
         self._hook.remove()
-        if not self._rows:  # resumed after the last step
+        if not self._lengths:
             return
         typical = sorted(self._lengths.elements())[self._lengths.total() // 2]
-        row = self._rows[min(self._rows, key=lambda length: abs(length - typical))]
+        nearest = min(self._job.work.train, key=lambda row: abs(len(row["input_ids"]) - typical))
         parameters = list(self._job.model.parameters())
         trained = [parameter.requires_grad for parameter in parameters]
         self._job.model.train()
         for active in self._read:
             for parameter, sign in zip(parameters, active, strict=True):
                 parameter.requires_grad = sign == "1"
-            self._flops[active] = training_flops(self._job.model, self._job.work, row)
+            self._flops[active] = training_flops(self._job, nearest)
         for parameter, trains in zip(parameters, trained, strict=True):
             parameter.requires_grad = trains
 
@@ -180,7 +187,7 @@ class Cost(Observer):
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything but the rows, of which the rest of the run has enough."""
+        """What was counted, and the sums of what was read."""
         return {
             "seconds": self._seconds,
             "peaks": self._peaks,
@@ -197,7 +204,7 @@ class Cost(Observer):
         self._lengths, self._elapsed = Counter(dict(state["lengths"])), state["elapsed"]
 
     def _noted(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Add up tokens and their squares, and keep one row of each length; evaluations are none of our business."""
+        """Add up tokens and their squares; evaluations are none of our business."""
         if not model.training:
             return
         rows, length = inputs["input_ids"].shape
@@ -205,10 +212,6 @@ class Cost(Observer):
         read[0] += rows * length
         read[1] += rows * length**2
         self._lengths[length] += rows
-        if length not in self._rows:
-            self._rows[length] = {
-                name: value[:1].clone() for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim
-            }
 
     def _peak(self) -> None:
         """Look at the memory at the end of a phase."""

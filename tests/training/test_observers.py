@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from attnlens.text.corpus import Corpus
-from attnlens.training.cost import KERNELS, Cost, bytes_in, training_flops
+from attnlens.training.cost import KERNELS, Cost, batch_loss, bytes_in, training_flops
 from attnlens.training.job import Job, prepare
 from attnlens.training.memory import PeakMemory, model_bytes
 from attnlens.training.methods import METHODS, transformer_blocks
@@ -52,6 +52,12 @@ def test_looking_changes_no_bit(
     json.dumps(watched.record, allow_nan=False)
 
 
+def bare(model: torch.nn.Module) -> Any:
+    """A model whose rows need no padding, with the loss that it has of itself."""
+    stacked = lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}  # noqa: E731
+    return SimpleNamespace(model=model, work=SimpleNamespace(loss=None, collate=stacked))
+
+
 @pytest.mark.parametrize("active", [(3, 4, 5), (1, 2, 3), (0, 1, 2), (0, 3, 5), ()])
 def test_operations_follow_the_formula_of_depth(active: tuple[int, ...]):
     """(1 + (L − ℓ_min)/L + |A|/L)/3 of full (FINETUNING.md 3.7), which leaves out attention's products and the head."""
@@ -62,13 +68,12 @@ def test_operations_follow_the_formula_of_depth(active: tuple[int, ...]):
         "num_hidden_layers": 6,
     }
     model = BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=32, **shape))
-    row = {"input_ids": torch.arange(8)[None], "labels": torch.tensor([1])}
-    work: Any = SimpleNamespace(loss=None)
+    task, row = bare(model), {"input_ids": torch.arange(8), "labels": torch.tensor(1)}
     model.bert.embeddings.requires_grad_(False)
-    full = training_flops(model, work, row)
+    full = training_flops(task, row)
     for number, block in enumerate(model.bert.encoder.layer):
         block.requires_grad_(number in active)
-    part = training_flops(model, work, row)
+    part = training_flops(task, row)
     assert all(parameter.grad is None for parameter in model.parameters())
     ratio = (part.matrices + part.attention) / (full.matrices + full.attention)
     layers = 6
@@ -85,10 +90,9 @@ def test_operations_of_a_layer_by_hand():
         "num_hidden_layers": 1,
     }
     model = BertForSequenceClassification(BertConfig(vocab_size=9, max_position_embeddings=8, **shape))
-    work: Any = SimpleNamespace(loss=None)
-    row = {"input_ids": torch.arange(4)[None], "labels": torch.tensor([1])}
+    task, row = bare(model), {"input_ids": torch.arange(4), "labels": torch.tensor(1)}
     model.bert.embeddings.requires_grad_(False)
-    flops = training_flops(model, work, row)
+    flops = training_flops(task, row)
     first, later = 3 * 2 * 4 * 8 * 8, 2 * 4 * 8 * 8 + 2 * 2 * 4 * 8 * 16  # query, key, value; output and feed-forward
     # The first three pass no gradient down; pooler and head see one token, and both do.
     head = 3 * 2 * (8 * 8 + 8 * 2)
@@ -111,12 +115,12 @@ def test_extrapolated_operations_are_those_of_the_steps(architecture: str, tiny:
     task.model.train()
     for batch in batches:
         with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
-            task.model(**batch).loss.backward()
+            batch_loss(task, batch).backward()
         counted += counter.get_total_flops()
     hook.remove()
-    rows, (read,) = watch._rows, watch._read.values()
-    typical = rows[sorted(rows)[len(rows) // 2]]
-    assert training_flops(task.model, task.work, typical).over(*read) == pytest.approx(counted, rel=0.02)
+    (read,) = watch._read.values()
+    typical = sorted(task.work.train, key=lambda row: len(row["input_ids"]))[len(task.work.train) // 2]
+    assert training_flops(task, typical).over(*read) == pytest.approx(counted, rel=0.02)
 
 
 def test_cost_of_a_run(tiny: Tiny, corpus: Corpus, tmp_path: Path):
@@ -192,7 +196,7 @@ def test_gradients_are_those_of_the_optimizer(tiny: Tiny, corpus: Corpus):
     task = job(tiny("bert"), corpus, "last_k", replace(FEW, k=2))
     watch = Movement(task)
     task.model.train()
-    (1e4 * task.model(**task.work.collate(task.work.train[:4])).loss).backward()
+    (1e4 * batch_loss(task, task.work.collate(task.work.train[:4]))).backward()
     torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
     state: Any = SimpleNamespace(global_step=0, max_steps=1)
     watch.on_train_begin(ANY, state, ANY)
