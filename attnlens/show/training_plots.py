@@ -104,6 +104,8 @@ def depth_lines(table: pd.DataFrame, ax: Axes, column: str, *, deepest: int, lim
         ticks = _log_ticks(*limits)
         ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])  # powers would be formulas
         ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     ax.set_ylim(*limits)
     ax.autoscale_view(scaley=False)
     return step_axes(ax)
