@@ -281,7 +281,7 @@ def _in_front(virtual: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"{name} reads {facts['count']} virtual tokens before each text, which take {facts['mass']:.0%} of the "
         f"attention of the measured rows, at most {max(facts['layers']):.0%} in a layer. All other numbers are "
-        "of what is left among the text's own tokens, scaled to 1, so that base and tuned are compared on the same keys."
+        "of what is left among the text's own tokens, scaled to 1: base and tuned are compared on the same keys."
         for name, facts in virtual.items()
     ]
 

@@ -65,7 +65,7 @@ def folders(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wrapped(folder: Path, name: str, config: Callable[..., peft.PeftConfig] | None = None, kind: str = "") -> Any:
     """A new PEFT model on a base; the saved one of a kind."""
     headed, task, more = TASKS[name]
-    model = headed.from_pretrained(folder / name, **more)
+    model: Any = headed.from_pretrained(folder / name, **more)
     if config is None:
         return peft.PeftModel.from_pretrained(model, folder / f"{name}-{kind}").eval()
     tuned: Any = peft.get_peft_model(model, config(task_type=task))
@@ -78,9 +78,9 @@ def wrapped(folder: Path, name: str, config: Callable[..., peft.PeftConfig] | No
 
 def eager(model: Any, ids: np.ndarray) -> np.ndarray:
     """(L, H, Q, K) of one text in float64."""
-    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     inner.set_attn_implementation("eager")
-    model = model.double()
+    model.double()
     tokens = torch.from_numpy(ids)[None]
     with torch.no_grad():
         output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True)
@@ -169,7 +169,9 @@ def test_the_weights_of_the_base_have_not_changed(folders: Path):
     for name in BASES:
         found = difference(folders / name, folders / f"{name}-prompt", spectra=False)
         assert found.total.delta_norm == 0 and found.total.identical == found.total.entries > 0
-        assert found.notes[0].startswith(f"The base's weights are untouched: {name}-prompt adds 1 tensors beside them")
+        assert found.notes[0].startswith(
+            f"The base's weights are untouched: {name}-prompt adds prompt_embeddings beside"
+        )
 
 
 def test_longer_texts_leave_room_for_the_virtual_tokens(folders: Path, minilm: Path, tmp_path: Path, texts: Corpus):
