@@ -168,6 +168,7 @@ def _arguments(job: Job, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
+        log_level_replica="passive",  # as quiet as the first process is
         dataloader_pin_memory=False,
         # Frozen blocks and a head's unread parts get no gradient, and processes would wait for it for ever.
         ddp_find_unused_parameters=True,
