@@ -111,12 +111,14 @@ def compare(
     data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     weights, heads = _weights(given, names)
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
-    answers = _answers(data, tests, weights, options, len(texts))
+    beside = {name: model.adapter.adds for name, model in zip(names, given, strict=True) if model.adapter is not None}
+    beside = {name: what for name, what in beside.items() if what is not None}
+    answers = _answers(data, tests, weights[~weights["model"].isin(beside)], options, len(texts))
     passages = choose_passages(models, prepared, tests, options.passages, options.seed)
     provenance = _provenance(given, names, texts, prepared, options) | {
         "rows": selectors[0],
         "rounding": rounding,
-        "warnings": [*_readers(names, selectors), *_warnings(base, texts, prepared, options)],
+        "warnings": [*_readers(names, selectors), *_beside(beside), *_warnings(base, texts, prepared, options)],
     }
     return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
@@ -230,7 +232,7 @@ def _answers(
             answers[model] = {"": evidence.not_asked(texts, options.probe)}
             continue
         changed = weights[(weights["model"] == model) & (weights["kind"] == "backbone")]
-        same = bool((changed["entries"] == changed["identical"]).all())
+        same = len(changed) > 0 and bool((changed["entries"] == changed["identical"]).all())
         answers[model] = {}
         for salience in (str(name) for name in data["salience"].values):
             rows = tests[(tests["model"] == model) & (tests["salience"] == salience) & (tests["family"] == "profile")]
@@ -246,6 +248,15 @@ def _readers(names: Sequence[str], selectors: Sequence[str]) -> list[str]:
     if not others:
         return []
     return [f"Rows measured: {SELECTORS[selectors[0]]}, as in {names[1]}; {', '.join(others)} would read others."]
+
+
+def _beside(beside: dict[str, str]) -> list[str]:
+    """A line for each tuned model whose changes the tables of weights cannot show."""
+    return [
+        f"{name} leaves the weights of its base as they are and adds {what} beside them: the tables of weights show no "
+        "change, and say nothing about what was added."
+        for name, what in beside.items()
+    ]
 
 
 def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: CompareOptions) -> list[str]:

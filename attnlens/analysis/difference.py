@@ -6,6 +6,7 @@ import pandas as pd
 
 from attnlens.analysis.opening import Given, Opened, opened
 from attnlens.analysis.weights import Progress, by_layer, by_module, changes_of, heads_of
+from attnlens.checkpoints.deltas import Adapted
 from attnlens.core.weights import WeightChange, pool
 
 # How many names a note lists before it only counts.
@@ -61,6 +62,12 @@ def difference(
 def _left_out(both: Opened, changes: pd.DataFrame, heads: pd.DataFrame) -> list[str]:
     """What the tables by layer and module do not contain."""
     notes = []
+    added = both.tuned.beside if isinstance(both.tuned, Adapted) else ()
+    if added:
+        notes.append(
+            f"The base's weights are untouched: {both.names[1]} adds {len(added)} tensors beside them "
+            f"({added[0]}, …), which change what the layers compute and are not counted here."
+        )
     beside = changes.loc[changes["kind"] == "head", "matrix"].tolist()
     if beside:
         notes.append(f"Task heads and poolers are not part of the layers: {_listed(beside)}.")

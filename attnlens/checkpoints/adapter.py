@@ -1,4 +1,4 @@
-"""PEFT adapters: put into the loaded base, several side by side, and switched on and off layer by layer."""
+"""Adapters, PEFT's and our own: put into the loaded base, several side by side, and switched on and off."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from attnlens.checkpoints.bottleneck import attach_bottleneck, only
 from attnlens.checkpoints.shelf import Shelf
-from attnlens.checkpoints.source import Source, adapter_config
+from attnlens.checkpoints.source import BOTTLENECK, Source, adapter_config
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 
 SAVED = "base_model.model."  # what peft puts before the names of the model
@@ -28,6 +29,7 @@ TASKS = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
     "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
 }
+ADDS = {BOTTLENECK: "bottleneck adapters"}
 # Ways to begin training that leave the base as it was; the others (pissa, olora, …) write into it.
 HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mipro")
 
@@ -42,6 +44,11 @@ class Adapter:
     name: str | None
     facts: dict[str, Any]
 
+    @property
+    def adds(self) -> str | None:
+        """What stands beside the weights of the base, which it leaves as they are; None where it changes those."""
+        return ADDS.get(str(self.facts.get("type")))
+
     @contextmanager
     def active(self, model: nn.Module) -> Iterator[None]:
         """The model computes with this adapter alone, or as the base; afterwards as before."""
@@ -50,7 +57,8 @@ class Adapter:
         try:
             for part in switches:
                 _switch(part, [] if self.name is None else [self.name])
-            yield
+            with only(model, self.name):
+                yield
         finally:
             for part, enabled, names in before:
                 _switch(part, names if enabled else [])
@@ -70,6 +78,8 @@ def check_kind(source: Source) -> dict[str, Any]:
     assert source.path is not None
     settings = adapter_config(source.path)
     kind = settings["peft_type"]
+    if kind == BOTTLENECK:
+        return settings
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
     if known is None:
         raise UnsupportedModel(f"{source.given} is an adapter of the kind {kind}, which this version of peft lacks")
@@ -125,6 +135,11 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
     """
     assert source.path is not None
     settings = check_kind(source)
+    if settings["peft_type"] == BOTTLENECK:
+        name = attach_bottleneck(model, settings, source.files, source.given)
+        model.requires_grad_(False)
+        model.eval()
+        return Adapter(name, _facts(settings))
     name = f"attnlens{len(getattr(model, 'peft_config', {}))}"
     kept = _checksums(model) if shares_base(settings) else {}
     try:
@@ -193,6 +208,8 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
         "r": settings.get("r"),
         "alpha": alpha,
         "task": settings.get("task_type"),
+        "variant": settings.get("variant"),
+        "width": settings.get("width"),
     }
     flags = [name for name in ("use_dora", "use_rslora") if settings.get(name)]
     return {name: value for name, value in facts.items() if value is not None} | dict.fromkeys(flags, True)

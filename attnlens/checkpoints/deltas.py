@@ -1,4 +1,4 @@
-"""A base with a PEFT adapter on it, tensor by tensor, without merging: low-rank changes stay factors."""
+"""A base with an adapter on it, tensor by tensor, without merging: low-rank changes stay factors."""
 
 import math
 import re
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnlens.checkpoints.adapter import shares_base
+from attnlens.checkpoints.source import BOTTLENECK
 from attnlens.checkpoints.tensors import Tensors, root_of
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 from attnlens.core.spectra import LowRank
@@ -20,20 +21,23 @@ PARTS = re.compile(
     r"\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l)(?:\.weight)?$"
     r"|\.(?:modules_to_save\.|base_layer\.)?(?P<whole>weight|bias)$"
 )
+# What stands beside the weights of the base and changes none of them.
+BESIDE = re.compile(r"\.bottleneck\.(?:down|up)\.(?:weight|bias)$")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 class Adapted:
     """The tensors of a base with an adapter on it; `read` materialises one at a time, in float64 where it changed.
 
-    base: the base's tensors. adapter: the adapter's own. settings: its adapter_config.json.
-    Raises UnsupportedModel for anything but LoRA (also rank-stabilised and DoRA), IA3 and whole trained weights, and
-    CheckpointError for an adapter whose weights find no place in the base.
+    base: the base's tensors. adapter: the adapter's own. settings: its adapter_config.json. beside: names of what the
+    adapter adds without changing a weight of the base, which are not among `names`.
+    Raises UnsupportedModel for anything but LoRA (also rank-stabilised and DoRA), IA3, bottlenecks and whole trained
+    weights, and CheckpointError for an adapter whose weights find no place in the base.
     """
 
     def __init__(self, base: Tensors, adapter: Tensors, settings: Mapping[str, Any]):
         kind = settings.get("peft_type")
-        if kind not in ("LORA", "IA3"):
+        if kind not in ("LORA", "IA3", BOTTLENECK):
             raise UnsupportedModel(
                 f"weight changes of {kind} adapters cannot be read from their files: merge the adapter into its base"
             )
@@ -42,13 +46,16 @@ class Adapted:
         self._base, self._adapter, self._settings = base, adapter, settings
         self._parts: dict[str, dict[str, str]] = {}
         whole: dict[str, str] = {}
+        self.beside = tuple(name for name in adapter.names if BESIDE.search(name))
         for name in adapter.names:
+            if name in self.beside:
+                continue
             path, part = _split(name)
             if part in ("weight", "bias"):
                 whole[f"{path}.{part}"] = name
             else:
                 self._parts.setdefault(path, {})[part] = name
-        places = _places(base, self._parts, whole)
+        places = _places(base, self._parts, whole, adds=bool(self.beside))
         self._modules = {f"{places(path)}.weight": path for path in self._parts}
         for path, parts in self._parts.items():
             if "ia3_l" in parts and adapter.shape(parts["ia3_l"])[-1] == 1:
@@ -166,8 +173,11 @@ class _Places:
         return place if inside else path
 
 
-def _places(base: Tensors, parts: Mapping[str, Any], whole: Mapping[str, str]) -> _Places:
-    """The one shift of names under which every changed module is found in the base."""
+def _places(base: Tensors, parts: Mapping[str, Any], whole: Mapping[str, str], *, adds: bool) -> _Places:
+    """The one shift of names under which every changed module is found in the base.
+
+    adds: the adapter is more than these; whole weights that the base has not are then a head's.
+    """
     known = frozenset(base.names)
     root = root_of(base.names)
     best: list[str] = []
@@ -178,6 +188,8 @@ def _places(base: Tensors, parts: Mapping[str, Any], whole: Mapping[str, str]) -
             if not lost and (parts or any(places(path) in known for path in whole)):
                 return places
             best = lost if not best or len(lost) < len(best) else best
+    if adds and not parts:
+        return _Places(0, "", known)
     first = (best or list(whole) or ["nothing"])[0]
     raise CheckpointError(f"the adapter changes {first}, which its base does not have: it was made for another model")
 

@@ -27,7 +27,7 @@ from attnlens.checkpoints.identity import files_sha256, home_free, read_record, 
 from attnlens.checkpoints.proof import prove
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
-from attnlens.checkpoints.source import TOKENIZER_FILES, Source, check_hub, locate, names_of, settle
+from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, check_hub, locate, names_of, settle
 from attnlens.core.errors import CheckpointError, UnknownName
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -205,12 +205,17 @@ class _Loader:
 
     def _host(self, base: Source, adapter: Source) -> PreTrainedModel:
         """The model of `base` in the class that `adapter` was trained in; the same for all adapters of that class."""
-        stored, config = _described(base)
         settings = check_kind(adapter)
-        architecture = architecture_for(adapter, settings, stored, config)
+        if settings["peft_type"] == BOTTLENECK:
+            assert adapter.path is not None
+            architecture, config = _described(replace(adapter, config=adapter.path))
+        else:
+            stored, config = _described(base)
+            architecture = architecture_for(adapter, settings, stored, config)
         if not shares_base(settings):
             return self._plain(base, architecture, config)
-        key = (base, architecture, config.num_labels)
+        # Bottlenecks look for projections, which peft wraps: they keep apart.
+        key = (base, architecture, config.num_labels, settings["peft_type"] == BOTTLENECK)
         if key not in self.hosts:
             self.hosts[key] = self._plain(base, architecture, config)
         return self.hosts[key]

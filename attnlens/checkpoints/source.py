@@ -13,8 +13,11 @@ from attnlens.checkpoints.identity import files_sha256, home_free
 from attnlens.core.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
+# Bottleneck adapters are none of peft's: under these names it does not take them for its own.
+BOTTLENECK_CONFIG, BOTTLENECK_WEIGHTS = "bottleneck_config.json", "bottleneck.safetensors"
 # Names of weights in the order transformers and peft look for them; each may instead be an index of shards.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+BOTTLENECK = "BOTTLENECK"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
@@ -71,7 +74,7 @@ def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: s
     path = Path(source).expanduser()
     config, tokenizer = (None if part is None else _part(part) for part in (config, tokenizer))
     if path.is_dir():
-        if (path / ADAPTER_CONFIG).is_file():
+        if any((path / name).is_file() for name in (ADAPTER_CONFIG, BOTTLENECK_CONFIG)):
             return _adapter(path, tokenizer)
         return _directory(path, config, tokenizer)
     if path.is_file():
@@ -120,7 +123,9 @@ def _same_weights(recorded: Source, base: Source) -> bool:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """The settings of a PEFT adapter, as written."""
+    """The settings of a PEFT adapter, as written; of bottleneck adapters those, with a `peft_type` of our own."""
+    if (folder / BOTTLENECK_CONFIG).is_file():
+        return read_json(folder / BOTTLENECK_CONFIG) | {"peft_type": BOTTLENECK}
     value = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(value.get("peft_type"), str):
         raise CheckpointError(f"{home_free(folder / ADAPTER_CONFIG)} names no peft_type: needed a PEFT adapter")
@@ -179,9 +184,10 @@ def _file(path: Path, config: Path | str | None, tokenizer: Path | str | None) -
 
 
 def _adapter(folder: Path, tokenizer: Path | str | None) -> Source:
-    files = _weights(folder, ADAPTER_WEIGHTS)
+    names = (BOTTLENECK_WEIGHTS,) if (folder / BOTTLENECK_CONFIG).is_file() else ADAPTER_WEIGHTS
+    files = _weights(folder, names)
     if not files:
-        raise CheckpointError(f"{home_free(folder)} is an adapter without {' or '.join(ADAPTER_WEIGHTS)}")
+        raise CheckpointError(f"{home_free(folder)} is an adapter without {' or '.join(names)}")
     recorded = adapter_config(folder).get("base_model_name_or_path")
     base = _adapter_base(folder, recorded) if isinstance(recorded, str) and recorded else None
     if _has_tokenizer(folder):

@@ -27,7 +27,7 @@ def info(
     Example: attnlens info tuned.ckpt
     """
     from attnlens.checkpoints.load import load
-    from attnlens.checkpoints.source import locate
+    from attnlens.checkpoints.source import BOTTLENECK, locate
     from attnlens.cli import terminal
     from attnlens.training.base import longest_input
 
@@ -41,7 +41,9 @@ def info(
         terminal.print_json({"name": loaded.name, **provenance, "longest_input": limit})
         return
     facts = {name: value for name, value in loaded.provenance.items() if name not in ("training", "adapter", "proof")}
-    facts |= {"kind": KINDS[facts["kind"]], "model_type": loaded.model.config.model_type}
+    adapter = loaded.provenance.get("adapter") or {}
+    kind = "bottleneck adapter" if adapter.get("type") == BOTTLENECK else KINDS[facts["kind"]]
+    facts |= {"kind": kind, "model_type": loaded.model.config.model_type}
     facts |= _adapter(loaded) | _training(loaded)
     facts["attention"] = loaded.provenance["proof"]
     facts["measures"] = f"attention on texts of up to {limit} tokens, weights" if limit else "attention, weights"
@@ -69,7 +71,7 @@ def _adapter(loaded: "Checkpoint") -> dict[str, Any]:
     adapter = loaded.provenance.get("adapter")
     if adapter is None:
         return {}
-    settings = [f"{name} {adapter[name]}" for name in ("r", "alpha", "task") if name in adapter]
+    settings = [f"{name} {adapter[name]}" for name in ("r", "alpha", "variant", "width", "task") if name in adapter]
     flags = [name.removeprefix("use_") for name in adapter if name.startswith("use_")]
     line = ", ".join([adapter["type"], *settings, *flags, f"{adapter['parameters']:,} parameters of its own"])
     ignored = ", ".join(adapter.get("ignored", ())) or None

@@ -2,36 +2,47 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from attnlens.core.errors import UnsupportedModel
-from attnlens.training.alf import LayerController, Phase
+from attnlens.training.alf import LayerController
 from attnlens.training.methods import transformer_blocks
 
 
-def trained_parameters(model: PreTrainedModel, controller: LayerController | None, steps: int) -> dict[str, Any]:
+def trained_parameters(
+    model: PreTrainedModel, controller: LayerController | None, steps: int, whole: nn.Module | None = None
+) -> dict[str, Any]:
     """What `steps` steps trained, from the model as they left it; `controller` where it chose blocks meanwhile.
 
     Each of `instantaneous` (in the end), `mean` (over steps), `peak` and `cumulative` holds `parameters`, their share
     `of_total` parameters of the model, and `of_blocks`, the share of the blocks' parameters among those of all blocks
     (head and embeddings on neither side; None where the model has no separate blocks). Cumulative are the parameters
-    whose change may be in the result: probes count where their updates are kept.
+    whose change may be in the result: probes count where their updates are kept. `whole` is what a method wrapped
+    around the model: what a method adds counts on both sides, in its block if it lies in one. Shared tensors count
+    once.
     """
-    total = sum(parameter.numel() for parameter in model.parameters())
+    parameters = list((model if whole is None else whole).parameters())
+    total = sum(parameter.numel() for parameter in parameters)
     try:
         blocks = transformer_blocks(model)
     except UnsupportedModel:
         blocks = ()
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     own = {id(parameter) for block in blocks for parameter in block.parameters()}
-    always = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+    always = sum(p.numel() for p in parameters if p.requires_grad and id(p) not in own)
     if controller is None:
-        active = [number for number, block in enumerate(blocks) if any(p.requires_grad for p in block.parameters())]
-        phases, undone = [Phase(1, "run", tuple(active))], False
+        trained = sum(p.numel() for p in parameters if p.requires_grad and id(p) in own)
+        lengths, parts, moved = [steps], [trained], trained
     else:
         # What was chosen after the last step has trained nothing.
         phases = [phase for phase in controller.phases if phase.first <= steps]
+        ends = [*(phase.first for phase in phases[1:]), steps + 1]
+        lengths = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
+        parts = [sum(sizes[number] for number in phase.active) for phase in phases]
         undone = controller.plan.rollback
+        kept = {number for phase in phases if phase.kind == "run" or not undone for number in phase.active}
+        moved = sum(sizes[number] for number in kept)
 
     def share(trained: float) -> dict[str, float | None]:
         """`trained` of the blocks, and what always trains."""
@@ -42,17 +53,13 @@ def trained_parameters(model: PreTrainedModel, controller: LayerController | Non
             "of_blocks": trained / sum(sizes) if sizes else None,
         }
 
-    moved = {number for phase in phases if phase.kind == "run" or not undone for number in phase.active}
-    ends = [*(phase.first for phase in phases[1:]), steps + 1]
-    lengths = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
-    parts = [sum(sizes[number] for number in phase.active) for phase in phases]
     return {
         "total": total,
         "blocks": sum(sizes) if sizes else None,
         "instantaneous": share(parts[-1]),
         "mean": share(sum(part * length for part, length in zip(parts, lengths, strict=True)) / steps),
         "peak": share(max(parts)),
-        "cumulative": share(sum(sizes[number] for number in moved)),
+        "cumulative": share(moved),
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from attnlens.checkpoints.bottleneck import Bottleneck, insert, save_bottleneck
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
 from attnlens.training.alf import Plan, capacity
 from attnlens.training.options import TrainOptions
@@ -41,7 +42,7 @@ class Select(Protocol):
     """Which parameters of a model a method trains under given options; what is drawn, is drawn by the seed."""
 
     def __call__(self, model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-        """Read the model; change nothing."""
+        """Read the model; change nothing, but put in what the method adds."""
         ...
 
 
@@ -196,6 +197,16 @@ def _alf(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Select
     return Selection(_with_head(model, blocks), settings, plan.over)
 
 
+def _adapter(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
+    kind = Bottleneck(options.variant or "pfeiffer", options.bottleneck or 64)
+    parameters = insert(model, kind, seed=seed) | head_parameters(model)
+
+    def save(folder: Path) -> None:
+        save_bottleneck(model, kind, parameters, folder)
+
+    return Selection(parameters, {"variant": kind.variant, "bottleneck": kind.width}, save=save)
+
+
 def _share(model: PreTrainedModel, options: TrainOptions) -> tuple[tuple[nn.Module, ...], int]:
     """All blocks, and how many of them are to be trained: a quarter, rounded up, unless told."""
     blocks = transformer_blocks(model)
@@ -297,6 +308,16 @@ METHODS: dict[str, Method] = {
             language_rate=1e-3,
             select=_alf,
             options=frozenset({"budget", "denominator", "score", "commit"}),
+        ),
+        Method(
+            name="adapter",
+            title="Bottleneck adapters",
+            trains="new bottlenecks of 64 units behind the feed-forward of each block, and the head",
+            reference="Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, AdapterFusion, arXiv:2005.00247",
+            learning_rate=1e-3,
+            language_rate=1e-3,
+            select=_adapter,
+            options=frozenset({"bottleneck", "variant"}),
         ),
     )
 }

@@ -1,32 +1,17 @@
 """What is watched while a model trains; each observer leaves its facts in the training record."""
 
-from typing import Any
-
-from transformers import TrainerCallback
-
+from attnlens.training.cost import Cost
 from attnlens.training.job import Job
+from attnlens.training.movement import Movement
+from attnlens.training.observer import Observer
+from attnlens.training.switching import LayerSwitching
+
+__all__ = ["Observer", "observers"]
 
 
-class Observer(TrainerCallback):
-    """A callback that reads and never changes; `facts` go into the record under `key`.
+def observers(job: Job, switching: LayerSwitching | None = None) -> list[Observer]:
+    """All that watch this run; `switching` chooses its blocks, if anything does.
 
-    `state` is what a resumed run needs to go on as if it had never stopped, in plain JSON values.
+    The cost comes first, so that no step's time holds what the others do at its end.
     """
-
-    key: str
-
-    def facts(self) -> Any:
-        """What was seen, in plain JSON values."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """What has been seen so far."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what was seen before the run was stopped."""
-
-
-def observers(job: Job) -> list[Observer]:
-    """All that watch this run."""
-    return []
+    return [Cost(job, switching), Movement(job)]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
@@ -123,11 +122,11 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def describe_training(model: PreTrainedModel, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
+def describe_training(job: Job, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
     """How much was trained, and where blocks were chosen during training, which, when and why."""
     return {
-        "accounting": trained_parameters(model, controller, int(outcome.metrics["steps"])),
-        "switching": switching_history(model, controller) if controller is not None else None,
+        "accounting": trained_parameters(job.base.model, controller, int(outcome.metrics["steps"]), job.model),
+        "switching": switching_history(job.base.model, controller) if controller is not None else None,
     }
 
 

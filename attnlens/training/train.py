@@ -8,6 +8,7 @@ from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
+from attnlens.training.cost import bytes_in
 from attnlens.training.data_report import data_report
 from attnlens.training.job import prepare
 from attnlens.training.judging import SCORES
@@ -132,12 +133,12 @@ def _carried_out(order: _Order) -> TrainingResult:
         job = replace(job, stop_at=order.stop_at)
         identity, report = describe_base(job.base), data_report(job.data, job.base.tokenizer, job.options.length)
         switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
-        watching = observers(job)
+        watching = observers(job, switching[0] if switching else None)
         outcome = train_model(job, folder, [*switching, *watching])
         controller = switching[0].controller if switching else None
         record = {
             **describe_run(job, outcome),
-            **describe_training(job.base.model, controller, outcome),
+            **describe_training(job, controller, outcome),
             **{observer.key: observer.facts() for observer in watching},
             "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
             "null_twin": order.stop_at is not None,
@@ -147,6 +148,7 @@ def _carried_out(order: _Order) -> TrainingResult:
             "data_report": report,
         }
         job.save(folder / "checkpoint")
+        record["cost"]["checkpoint_bytes"] = bytes_in(folder / "checkpoint")
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
     return TrainingResult(order.destination, order.method.name, outcome.metrics, record)
