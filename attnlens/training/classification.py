@@ -92,7 +92,10 @@ def _truth(example: Example, data: Split) -> int | list[float]:
 
 def _overlap(base: Base, length: int) -> int:
     """Tokens of a window that the next one repeats."""
-    return int(OVERLAP * (length - base.tokenizer.num_special_tokens_to_add()))
+    room = length - base.tokenizer.num_special_tokens_to_add()
+    if room < 1:
+        raise TrainingError(f"max_length={length} leaves no room for text: raise --max-length.")
+    return int(OVERLAP * room)
 
 
 def _first(logits: Any, labels: Tensor) -> Tensor:
