@@ -4,7 +4,8 @@ all-MiniLM-L6-v2, `alf` at its defaults (a quarter of all parameters: 3 of 6 blo
 tokens, three seeds, on the embedded contract clauses and on CUAD's clause windows (figures/rates.py). One line a choice
 goes to selection.csv, and a run that stands there is not repeated; then Jaccards are printed: of the last choice with
 the last blocks and with 1 / RMS of the base's weights, between seeds, between true and shuffled labels, and what chance
-expects. A choice made by the data differs from its controls and between true and shuffled labels.
+expects; and of the scores of all probes their coefficient of variation over blocks and their rank correlation with
+1 / RMS. A choice made by the data differs from its controls and between true and shuffled labels.
 Usage: python figures/selection.py ../shared [--score weight_change] [--seeds 0 1 2]
 """
 
@@ -17,7 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from rates import clauses
+from scipy.stats import spearmanr
+from transformers import AutoModel
 
+from attnlens.checkpoints.load import quiet
 from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
@@ -27,7 +31,7 @@ from attnlens.training.loop import train_model
 from attnlens.training.methods import METHODS
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import seeded
-from attnlens.training.overlap import expected_jaccard, jaccard, selection_overlap
+from attnlens.training.overlap import expected_jaccard, inverse_rms, jaccard, selection_overlap
 from attnlens.training.split import split
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.twin import shuffled
@@ -77,6 +81,9 @@ def rows() -> list[dict[str, str]]:
 
 def summary(found: list[dict[str, str]]) -> None:
     """Jaccards of the last choices of all runs in the table."""
+    with quiet():
+        rms = inverse_rms(AutoModel.from_pretrained(encoder()))
+    print("1 / RMS of the base's blocks:", " ".join(f"{value:.4g}" for value in rms))
     last = {(row["data"], row["score"], row["labels"], row["seed"]): row for row in found}
     sets = {key: [int(number) for number in row["active"].split()] for key, row in last.items()}
     for data, score in sorted({key[:2] for key in last}):
@@ -85,12 +92,16 @@ def summary(found: list[dict[str, str]]) -> None:
             runs = {seed: chosen for (kind, seed), chosen in own.items() if kind == labels}
             values = [float(last[data, score, labels, seed]["macro_f1"]) for seed in runs]
             seeds = [jaccard(runs[one], runs[two]) for one, two in combinations(sorted(runs), 2)]
+            mine = [row for row in found if (row["data"], row["score"], row["labels"]) == (data, score, labels)]
+            probes = [np.array([float(value) for value in row["scores"].split()]) for row in mine]
             size = len(next(iter(runs.values()), ()))
             print(
                 f"{data} {score} {labels}: last sets {list(runs.values())}; Jaccard with last-k "
                 f"{_mean(float(last[data, score, labels, seed]['last_k']) for seed in runs):.2f}, with 1/RMS "
                 f"{_mean(float(last[data, score, labels, seed]['rms']) for seed in runs):.2f}, between seeds "
-                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}"
+                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}; of "
+                f"the scores of a probe, spread {_mean(scores.std() / scores.mean() for scores in probes):.3f}, rank "
+                f"correlation with 1/RMS {_mean(spearmanr(scores, rms).statistic for scores in probes):.2f}"
             )
         pairs = [jaccard(own["true", seed], own["shuffled", seed]) for kind, seed in own if kind == "shuffled"]
         print(f"{data} {score}: true with shuffled labels {_mean(pairs):.2f}")

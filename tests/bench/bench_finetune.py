@@ -35,6 +35,7 @@ from attnlens.core.errors import UnsupportedModel
 from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, Example
 from attnlens.training.alf import LayerController
+from attnlens.training.cost import batch_loss
 from attnlens.training.job import Job, prepare
 from attnlens.training.methods import METHODS, head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
@@ -114,8 +115,7 @@ class Loop:
 
     def step(self) -> None:
         """Forward, backward, optimizer, controller."""
-        outputs, loss = self.model(**self.inputs), self.job.work.loss
-        (outputs.loss if loss is None else loss(outputs, self.inputs["labels"], None)).backward()
+        batch_loss(self.job, self.inputs).backward()
         self.optimizer.step()
         if self.controller is not None:
             self.controller.step()

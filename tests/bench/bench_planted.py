@@ -2,7 +2,7 @@
 
 A tiny random BERT in a plain loop; ten steps, of which the first probe is all. The factor multiplies the gradients of
 the four other blocks: at 0 they cannot change, at 1 nothing is planted, and a draw finds a third. Reported, not gated,
-but for factor 0 (tests/training/test_alf.py). Adam divides a constant factor out, but for its ε, so that a weight change
+but for factor 0 (tests/training/test_alf.py). Adam divides a constant factor out, its ε aside, so that a weight change
 rate hardly sees it; under plain SGD it does, and gradient norms always do. About two minutes on two cores.
 Usage: python tests/bench/bench_planted.py [--seeds 10] [--factors 0 0.1 0.5 1]
 """
