@@ -27,7 +27,8 @@ OVERLAP = 0.25  # share of a window that the next one repeats
 def classification(base: Base, data: Split, options: TrainOptions) -> Work:
     """Texts cut at the options' length or read in windows of it, with the number of their label, or 0 and 1 for each.
 
-    The best step is that of the best macro-F1. Of windows each has the label of its text, and the logits of a text are
+    The best step is that of the best macro-F1; where texts may have several labels that of the least loss, for no label
+    is predicted, and F1 stays 0, until a probability passes 1/2: patience would run out first. Of windows each has the label of its text, and the logits of a text are
     the mean of its windows'. counts: `windows` are None where texts are cut, else their length, overlap and numbers;
     `class_weights` by label where there are any, of the positives where texts may have several.
     """
@@ -47,8 +48,8 @@ def classification(base: Base, data: Split, options: TrainOptions) -> Work:
         heldout=heldout,
         collate=lambda rows: pad([{name: value for name, value in row.items() if name != TEXT} for row in rows]),
         measure=multi_label_metrics if several else classification_metrics,
-        best="macro_f1",
-        higher=True,
+        best="loss" if several else "macro_f1",
+        higher=not several,
         start=False,
         counts={
             "truncated": truncated,
