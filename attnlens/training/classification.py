@@ -28,9 +28,10 @@ def classification(base: Base, data: Split, options: TrainOptions) -> Work:
     """Texts cut at the options' length or read in windows of it, with the number of their label, or 0 and 1 for each.
 
     The best step is that of the best macro-F1; where texts may have several labels that of the least loss, for no label
-    is predicted, and F1 stays 0, until a probability passes 1/2: patience would run out first. Of windows each has the label of its text, and the logits of a text are
-    the mean of its windows'. counts: `windows` are None where texts are cut, else their length, overlap and numbers;
-    `class_weights` by label where there are any, of the positives where texts may have several.
+    is predicted, and F1 stays 0, until a probability passes 1/2: patience would run out first. Each window has the
+    label of its text, and the logits of a text are the mean of its windows'. counts: `windows` are None where texts are
+    cut, else their length, overlap and numbers; `class_weights` by label where there are any, of the positives where
+    texts may have several.
     """
     several = data.task == MULTI_LABEL
     (train, truncated), (heldout, _) = (_rows(base, part, data, options) for part in (data.train, data.heldout))

@@ -72,7 +72,12 @@ def masking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masking") / "bert"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        sizes: dict[str, Any] = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        }
         config = BertConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=40)
         BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
