@@ -14,7 +14,7 @@ from attnlens.training.options import TrainOptions
 from attnlens.training.split import CLASSIFICATION
 from tests.models import BERT, CONFIGS, SIZES, SPECIAL, batch
 
-ALL = CONFIGS | SPECIAL | {"xlm-roberta": lambda: tf.XLMRobertaConfig(**SIZES, **BERT)}
+ALL = CONFIGS | SPECIAL | {"xlm-roberta": lambda: tf.XLMRobertaConfig(**SIZES, **BERT)}  # pyright: ignore
 LABELS = TrainOptions(task=CLASSIFICATION)
 # Where PEFT has no default of its own: by hand, from the models' source.
 LORA = {"distilbert": {"q_lin", "v_lin"}, "albert": {"query", "value"}, "modernbert": {"Wqkv"}}

@@ -30,11 +30,12 @@ from attnlens.training.train import TrainOptions, finetune
 from tests.training.conftest import FILLER, VERBS
 
 Tiny = Callable[[str], Path]
+Wide = Callable[..., Path]
 FEW = TrainOptions(max_steps=30, batch_size=12, device="cpu", learning_rate=3e-2, patience=20)
 
 
 def widened(path: Path, auto: Any, folder: Path, head: float = 0.02) -> Path:
-    """The base with weights so wide that its outputs depend on its inputs, as a trained one's do; head: of a new one."""
+    """The base with weights so wide that its outputs depend on its inputs; head: width of a new head's."""
     if not folder.exists():
         with quiet():
             model = auto.from_pretrained(path)
@@ -49,7 +50,7 @@ def widened(path: Path, auto: Any, folder: Path, head: float = 0.02) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wide(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def wide(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Wide:
     """Path of a wide base without a head."""
     folder = tmp_path_factory.mktemp("wide")
     return lambda name, head=0.02: widened(tiny(name), AutoModel, folder / str(head) / name, head)
@@ -104,7 +105,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("method", "architecture"), PAIRS)
 def test_a_classifier_trains_and_reloads_bit_for_bit(
-    method: str, architecture: str, wide: Callable[..., Path], plain: Corpus, tmp_path: Path, jobs: list[Job]
+    method: str, architecture: str, wide: Wide, plain: Corpus, tmp_path: Path, jobs: list[Job]
 ):
     """Loss falls below that of a blind guess; plain PEFT computes the same logits from the folder; the base stays."""
     # RoBERTa's new head would hardly pass on what a prompt can change.
@@ -152,7 +153,7 @@ def test_a_language_model_trains_and_reloads_bit_for_bit(
 def test_what_is_saved_is_the_best_step_adapter_and_head(
     method: str,
     architecture: str,
-    wide: Callable[..., Path],
+    wide: Wide,
     plain: Corpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +182,7 @@ def test_what_is_saved_is_the_best_step_adapter_and_head(
 
 @pytest.mark.parametrize(("method", "architecture"), [("lora", "gpt2"), ("ia3", "bert")])
 def test_merged_weights_compute_what_the_adapter_did(
-    method: str, architecture: str, wide: Callable[..., Path], plain: Corpus, tmp_path: Path, jobs: list[Job]
+    method: str, architecture: str, wide: Wide, plain: Corpus, tmp_path: Path, jobs: list[Job]
 ):
     """A plain Hugging Face folder; products of float32 are added in another order."""
     base = wide(architecture)
@@ -200,7 +201,7 @@ def test_merged_weights_compute_what_the_adapter_did(
 
 
 def test_a_record_shows_no_home_and_the_adapter_finds_its_base(
-    wide: Callable[..., Path], plain: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: Wide, plain: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Wherever it is loaded from: the path in adapter_config.json is whole, in the record without the home."""
     base = wide("bert")
@@ -218,9 +219,7 @@ def test_a_record_shows_no_home_and_the_adapter_finds_its_base(
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "IA3"
 
 
-def test_parameters_are_counted_as_peft_counts_them(
-    wide: Callable[..., Path], plain: Corpus, tmp_path: Path, jobs: list[Job]
-):
+def test_parameters_are_counted_as_peft_counts_them(wide: Wide, plain: Corpus, tmp_path: Path, jobs: list[Job]):
     """2 projections of 4 layers, 16 × 2 in and 2 × 16 out; pooler and head train as well; no weight counts twice."""
     base = wide("bert")
     options = replace(FEW, max_steps=2, rank=2)
@@ -236,7 +235,7 @@ def test_parameters_are_counted_as_peft_counts_them(
     assert record["selection"] == {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["query", "value"]}
 
 
-def test_text_leaves_room_for_virtual_tokens(wide: Callable[..., Path], plain: Corpus, tmp_path: Path):
+def test_text_leaves_room_for_virtual_tokens(wide: Wide, plain: Corpus, tmp_path: Path):
     """Models of 40 positions read 33 tokens beside 7; RoBERTa never reaches the position of its padding."""
     few = replace(FEW, max_steps=2, virtual_tokens=7)
     for architecture, room in (("bert", 33), ("xlm-roberta", 32)):
