@@ -64,8 +64,9 @@ def finetune(
 ) -> None:
     """Fine-tune on labels (a classifier) or, where there are none, on the text itself (a causal language model).
 
-    Completions and conversations train on the answer alone. The best step on held-out rows is kept: by macro-F1 of a
-    classifier, by the loss of a language model.
+    Lists of labels train a multi-label classifier. --task token-classification learns spans with labels, --task
+    masked-lm trains an encoder on text. Completions and conversations train on the answer alone. The best step on
+    held-out rows is kept: by macro-F1 where each text has one label, else by the loss.
 
     Example: attnlens finetune base.ckpt --method alf --data train.jsonl -o tuned.ckpt
     """
