@@ -53,7 +53,7 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
     """
     model = job.base.model
     keeps_cache = getattr(model.config, "use_cache", None)
-    arguments = _arguments(job, folder)
+    arguments = training_arguments(job, folder)
     trainer, saving = _trainer(job, arguments, callbacks)
     kept = agreed(last_kept(Path(str(arguments.output_dir))))
     if kept is not None:
@@ -134,7 +134,8 @@ def _counts_items(job: Job) -> bool:
     return not torch.equal(one, two)
 
 
-def _arguments(job: Job, folder: Path) -> TrainingArguments:
+def training_arguments(job: Job, folder: Path) -> TrainingArguments:
+    """What the Trainer is told: steps, evaluations and all that the user may set."""
     options, work = job.options, job.work
     _check_device(job)
     rows = options.batch_size * processes()  # of one pass
@@ -168,6 +169,7 @@ def _arguments(job: Job, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
+        log_level_replica="passive",  # as quiet as the first process is
         dataloader_pin_memory=False,
         # Frozen blocks and a head's unread parts get no gradient, and processes would wait for it for ever.
         ddp_find_unused_parameters=True,

@@ -33,7 +33,7 @@ class TrainOptions:
     learning_rate: peak of a linear schedule with 10 % warm-up (None: the method's tested default). max_length: tokens
     that are read at once: of a text, or of each window of a text that is read in windows (None: 512, or fewer if the
     model reads fewer). validation: held-out data (None: a fifth of the training documents). patience: evaluations
-    without a better macro-F1 (of a language model: loss) before training stops.
+    without a better macro-F1 (where a text has not one label: loss) before training stops.
 
     task: a name of `TASKS` (None: what the rows pose). class_weights: rare classes count as much as frequent ones.
     windows: a classifier reads long texts in windows, instead of their beginning.

@@ -113,18 +113,11 @@ def finetune(
     """
     check_sharding()
     chosen = method_named(method, options)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise TrainingError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}.")
+    check_seed(seed)
     sources = [source for source in (base, train, options.validation) if isinstance(source, str | Path)]
     destination = check_output(output, sources, force=options.force or options.resume)
-    corpus, path = _corpus(train, options)
-    validation, validation_path = (
-        _corpus(options.validation, options) if options.validation is not None else (None, path)
-    )
-    if validation is not None and None not in (path, validation_path):
-        _check_apart(corpus, validation)
-    data = split(corpus, validation, seed, options.task)
-    order = _Order(base, chosen, data, (path, validation_path), seed, options, destination)
+    data, paths = read_rows(train, options, seed)
+    order = _Order(base, chosen, data, paths, seed, options, destination)
     if not options.null_twin:
         return _carried_out(order)
     beside = check_output(twin_path(destination), sources, force=options.force or options.resume)
@@ -138,6 +131,25 @@ def finetune(
         told = f"{home_free(destination)} is complete, its twin not"
         raise KeyboardInterrupt(str(stop) or f"{told}; the same command with --resume trains it") from stop
     return replace(result, twin=twin)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what torch and numpy would not both take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise TrainingError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}.")
+
+
+def read_rows(
+    train: Corpus | str | Path, options: TrainOptions, seed: int
+) -> tuple[Split, tuple[Path | None, Path | None]]:
+    """Training and held-out rows, and the files they come from."""
+    corpus, path = _corpus(train, options)
+    validation, validation_path = (
+        _corpus(options.validation, options) if options.validation is not None else (None, path)
+    )
+    if validation is not None and None not in (path, validation_path):
+        _check_apart(corpus, validation)
+    return split(corpus, validation, seed, options.task), (path, validation_path)
 
 
 @dataclass(frozen=True)
