@@ -99,8 +99,8 @@ def summary(found: list[dict[str, str]]) -> None:
                 f"{data} {score} {labels}: last sets {list(runs.values())}; Jaccard with last-k "
                 f"{_mean(float(last[data, score, labels, seed]['last_k']) for seed in runs):.2f}, with 1/RMS "
                 f"{_mean(float(last[data, score, labels, seed]['rms']) for seed in runs):.2f}, between seeds "
-                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}; of "
-                f"the scores of a probe, spread {_mean(scores.std() / scores.mean() for scores in probes):.3f}, rank "
+                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}; "
+                f"of a probe: spread of scores {_mean(scores.std() / scores.mean() for scores in probes):.3f}, rank "
                 f"correlation with 1/RMS {_mean(spearmanr(scores, rms).statistic for scores in probes):.2f}"
             )
         pairs = [jaccard(own["true", seed], own["shuffled", seed]) for kind, seed in own if kind == "shuffled"]
