@@ -9,9 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/.demo
 	$(BIN)/attnlens demo --output demo
 
+# One thread a process: models this small lose more to threads than they gain. Files stay whole, fixtures are shared.
 test: check
 	./tests/install_chromium
-	ATTNLENS_REQUIRE_ALL=1 $(BIN)/python -m pytest -q
+	ATTNLENS_REQUIRE_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -177,7 +177,7 @@ def _rungs(verdict: str, profile: pd.DataFrame, shown: int, sesoi: float) -> tup
             QUESTIONS[2],
             "not tested",
             "Needs the same training on shuffled labels.",
-            "attnlens finetune BASE --data SHUFFLED --seed SAME -o TWIN && attnlens report BASE TUNED TWIN",
+            "attnlens finetune BASE --data TRAIN --seed SAME --null-twin -o AGAIN && attnlens report BASE AGAIN",
         ),
         Rung(
             4,

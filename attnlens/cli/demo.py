@@ -10,7 +10,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint and report.")] = Path("demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fine-tune a real pretrained encoder on the embedded contract clauses and report what that did.
+    """Fine-tune a real pretrained encoder by ALF on the embedded contract clauses and report what that did.
+
+    It is trained once more on shuffled labels: what that null shows as well does not come from the task.
 
     Example: attnlens demo -o demo
     """

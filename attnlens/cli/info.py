@@ -1,5 +1,6 @@
 """`attnlens info`: what a checkpoint is and what can be measured on it."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,11 +80,66 @@ def _adapter(loaded: "Checkpoint") -> dict[str, Any]:
 
 
 def _training(loaded: "Checkpoint") -> dict[str, Any]:
-    """The training record: how, from what, on what, with which seed, how well."""
+    """The training record: how, from what, on what, with which seed, how well, at what cost; strangers write some."""
+    from attnlens.show.training_records import number, part, text
+
     record = loaded.provenance.get("training")
     if record is None:
         return {}
-    data = {part: facts.get("path") or facts.get("name") for part, facts in record["data"].items() if facts}
-    facts = {"method": record.get("method"), "task": record.get("task"), "base": record["base"].get("name")}
-    facts |= {"trained_on": data.get("train"), "held_out": data.get("heldout"), "seed": record.get("seed")}
-    return facts | record["metrics"]
+    data = {name: text(part(record, "data", name).get("path")) for name in ("train", "heldout")}
+    data = {name: path or text(part(record, "data", name).get("name")) or None for name, path in data.items()}
+    facts = {"method": record.get("method"), **_method(record), "task": record.get("task")}
+    facts |= {"base": part(record, "base").get("name"), "trained_on": data["train"], "held_out": data["heldout"]}
+    facts |= {"seed": record.get("seed"), "twin": _twin(loaded, record)}
+    metrics = {name: value for name, value in part(record, "metrics").items() if not math.isnan(number(value))}
+    return facts | metrics | {"cost": _cost(record)}
+
+
+def _method(record: dict[str, Any]) -> dict[str, Any]:
+    """What the method was told, and how much it trained: at a time, on average, at most, in all."""
+    from attnlens.show.training_records import number, part, switching
+    from attnlens.show.training_words import selection_finding
+
+    told = [f"{name} {value}" for name, value in part(record, "selection").items() if value is not None]
+    counts = part(record, "parameters")
+    trainable, total = number(counts.get("trainable")), number(counts.get("total"))
+    shares = []
+    if total > 0 and not math.isnan(trainable):
+        shares.append(f"{trainable:,.0f} of {total:,.0f} parameters ({100 * trainable / total:.1f} %)")
+    chosen = switching(record)
+    if chosen is not None:
+        shares[:1] = [f"{share} at a time" for share in shares[:1]]
+        for name, word in {"mean": "on average", "peak": "at most", "cumulative": "changed in the end"}.items():
+            share = number(part(record, "accounting", name).get("of_total"))
+            shares += [] if math.isnan(share) else [f"{100 * share:.1f} % {word}"]
+    chosen_blocks = selection_finding(chosen) if chosen is not None else None
+    return {"settings": ", ".join(told) or None, "trained": ", ".join(shares) or None, "chosen": chosen_blocks}
+
+
+def _twin(loaded: "Checkpoint", record: dict[str, Any]) -> str | None:
+    """Whether this is a null, or where its own lies."""
+    from attnlens.checkpoints.identity import home_free
+    from attnlens.show.training_records import is_null, null_word
+    from attnlens.training.twin import twin_path
+
+    if is_null(record):
+        return f"this is one: trained on {null_word(record)}, a null to hold the real run against"
+    path = None if loaded.source is None else loaded.source.path
+    beside = None if path is None else twin_path(path)
+    return home_free(beside) if beside is not None and beside.is_dir() else None
+
+
+def _cost(record: dict[str, Any]) -> str | None:
+    """Operations, time, memory and bytes of the training, as far as they are known."""
+    from attnlens.show.training_records import number, part, text
+
+    cost = part(record, "cost")
+    kind = {"cuda": " of the GPU", "process": " of the process"}.get(text(cost.get("memory_kind")), "")
+    values = {
+        "{:,.3g} TFLOP": number(cost.get("flops")) / 1e12,
+        "{:,.0f} s": number(cost.get("seconds", record.get("seconds"))),
+        "{:,.0f} ms a step": 1000 * number(cost.get("step_seconds")),
+        f"peak memory {{:,.0f}} MiB{kind}": number(cost.get("peak_memory")) / 2**20,
+        "checkpoint {:,.1f} MiB": number(cost.get("checkpoint_bytes")) / 2**20,
+    }
+    return ", ".join(form.format(value) for form, value in values.items() if not math.isnan(value)) or None

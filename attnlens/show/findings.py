@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.evidence import signed
-from attnlens.analysis.results import Comparison
+from attnlens.analysis.results import Answer, Comparison
 from attnlens.show.plots import SIGNIFICANT, SMALLEST_PERCENT, detected, percent
-from attnlens.show.training_tables import number
+from attnlens.show.training_records import number, part
+from attnlens.show.twins import real_models, twins
 
 # What a run may have recorded of its held-out data, the first that is there is told.
 QUALITIES = {"macro_f1": "macro-F1", "accuracy": "accuracy", "perplexity": "perplexity"}
+MOVED = ("yes", "away")
 
 
 def listed(items: Iterable[object]) -> str:
@@ -38,13 +40,29 @@ def layers_named(layers: Iterable[int]) -> str:
 
 def focus_finding(comparison: Comparison) -> str:
     """Did attention move to the marked words: the verdicts under the headline definition."""
-    answers = {model: next(iter(found.values())) for model, found in comparison.answers.items()}
+    answers = {model: next(iter(comparison.answers[model].values())) for model in comparison.models[1:]}
+    real = [answers[model] for model in real_models(comparison)]
+    null = [answers[model].verdict for model in twins(comparison)] if len(real) < len(answers) else []
+    return f"{_focus_of(real)}{_on_shuffled(real, null)}"
+
+
+def _on_shuffled(real: list[Answer], null: list[str]) -> str:
+    """Whether a twin moved as well."""
+    if not null or not any(answer.verdict in MOVED for answer in real):
+        return ""
+    moved = sum(verdict in MOVED for verdict in null)
+    if len(null) == 1:
+        return "; so it did in the null" if moved else "; not so in the null"
+    return f"; so it did in {moved} of {len(null)} nulls"
+
+
+def _focus_of(answers: list[Answer]) -> str:
     if len(answers) > 1:
-        verdicts = [answer.verdict for answer in answers.values()]
+        verdicts = [answer.verdict for answer in answers]
         towards = verdicts.count("yes")
         away = f", away from them in {verdicts.count('away')}" if "away" in verdicts else ""
         return f"Attention moved towards the marked words in {towards} of {len(verdicts)} tuned models{away}"
-    answer = comparison.answer
+    answer = answers[0]
     where = f" in {layers_named(layer + 1 for layer in answer.layers)}" if answer.layers else ""
     return {
         "yes": f"Attention moved towards the marked words{where}",
@@ -242,7 +260,7 @@ def training_finding(comparison: Comparison, records: dict[str, dict]) -> str:
     """How well each tuned model did on its held-out data, before training where that is recorded, and after."""
     told = []
     for model, record in records.items():
-        metrics = record.get("metrics") or {}
+        metrics = part(record, "metrics")
         name = next((name for name in QUALITIES if not math.isnan(number(metrics.get(name)))), "")
         if name:
             told.append((model, name, number(metrics.get(f"base_{name}")), number(metrics[name])))

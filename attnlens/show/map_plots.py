@@ -31,10 +31,10 @@ def head_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
     n_layers, n_heads = values.shape
     edges = (np.arange(n_heads + 1) + 0.5, np.arange(n_layers + 1) + 0.5)
     seen = np.ma.masked_array(values, mask=hidden | np.isnan(values))
-    ax.pcolormesh(*edges, seen, cmap=DIVERGING, vmin=-limit, vmax=limit, **_lattice(max(values.shape)))
+    ax.pcolormesh(*edges, seen, cmap=DIVERGING, vmin=-limit, vmax=limit, **lattice(max(values.shape)))
     if hidden.any():
         veil = np.ma.masked_array(np.ones_like(values), mask=~hidden)
-        ax.pcolormesh(*edges, veil, cmap=colors.ListedColormap([GREYED]), **_lattice(max(values.shape)))
+        ax.pcolormesh(*edges, veil, cmap=colors.ListedColormap([GREYED]), **lattice(max(values.shape)))
         place = np.argwhere(hidden) + 1
         ax.scatter(place[:, 1], place[:, 0], s=10, c=QUIET, marker="x", linewidths=0.7, label="too little")
     layer, head = np.nonzero((p_values < SIGNIFICANT) & ~hidden)
@@ -57,39 +57,40 @@ def change_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
     values = np.ma.masked_invalid(grid(table, "relative"))
     n_layers, n_heads = values.shape
     edges = (np.arange(n_heads + 1) + 0.5, np.arange(n_layers + 1) + 0.5)
-    ax.pcolormesh(*edges, values, cmap=RISING, vmin=0, vmax=limit, **_lattice(max(values.shape)))
+    ax.pcolormesh(*edges, values, cmap=RISING, vmin=0, vmax=limit, **lattice(max(values.shape)))
     rounded = grid(table, "rounding") == 1
     if rounded.any():
         veil = np.ma.masked_array(np.ones(values.shape), mask=~rounded)
         look = {"cmap": colors.ListedColormap([GREYED]), "label": "rounding alone"}
-        ax.pcolormesh(*edges, veil, **look, **_lattice(max(values.shape)))
+        ax.pcolormesh(*edges, veil, **look, **lattice(max(values.shape)))
     return _map_axes(ax, n_layers, n_heads)
 
 
-def _lattice(size: int) -> dict:
+def lattice(size: int) -> dict:
     """White lines between the cells, where there is room for them."""
     return {"edgecolors": "white", "linewidth": 0.8 if size <= 24 else 0.0}
 
 
 def _map_axes(ax: Axes, n_layers: int, n_heads: int) -> Axes:
-    width, height = _inches(ax)
+    width, height = inches(ax)
     for axis, room, count in ((ax.xaxis, width / 0.19, n_heads), (ax.yaxis, height / 0.14, n_layers)):
         axis.set_major_locator(MaxNLocator(nbins=int(np.clip(room, 3, 12)), integer=True, steps=[1, 2, 4, 5, 10]))
         if count == 1:
             axis.set_major_locator(FixedLocator([1]))
     ax.set_xlim(0.5, n_heads + 0.5)
     ax.set_ylim(0.5, n_layers + 0.5)
-    return _bare(ax)
+    return bare(ax)
 
 
-def _inches(ax: Axes) -> tuple[float, float]:
+def inches(ax: Axes) -> tuple[float, float]:
     """About how wide and high the panel will be: what the layout leaves of its share of the figure."""
     grid, figure = ax.get_gridspec(), ax.get_figure(root=True)
     assert grid is not None and figure is not None, "an Axes of a figure"
     return 0.7 * figure.get_figwidth() / grid.ncols, 0.55 * figure.get_figheight() / grid.nrows
 
 
-def _bare(ax: Axes) -> Axes:
+def bare(ax: Axes) -> Axes:
+    """Take away box and ticks, which a map has no use for."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelcolor=INK)
     return ax
@@ -120,15 +121,15 @@ def module_map(table: pd.DataFrame, ax: Axes, *, limit: float, floor: bool = Fal
     for label in ax.get_yticklabels():
         label.set_parse_math(False)
     ax.set_ylim(len(modules) - 0.5, -0.5)
-    return _bare(ax)
+    return bare(ax)
 
 
 def _cells(ax: Axes, values: np.ndarray, rounded: np.ndarray, left: float, limit: float) -> None:
     """A block of the module map whose first column is centred on `left`."""
     edges = (left + np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
-    mesh = {"cmap": RISING, "vmin": 0, "vmax": limit, **_lattice(max(values.shape))}
+    mesh = {"cmap": RISING, "vmin": 0, "vmax": limit, **lattice(max(values.shape))}
     ax.pcolormesh(*edges, np.ma.masked_invalid(values), **mesh)
-    room = _inches(ax)[0] / (left + values.shape[1])
+    room = inches(ax)[0] / (left + values.shape[1])
     for (row, column), value in np.ndenumerate(values):
         text = "r" if rounded[row, column] else percent(value).replace("<0", "<") if np.isfinite(value) else ""
         if text == "r" or room > 0.21:

@@ -9,11 +9,12 @@ from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
 from attnlens.show.plots import percent, plain
 from attnlens.show.tables import heads_table, layers_table, models_table
-from attnlens.show.training_tables import training_table
+from attnlens.show.training_tables import classes_table, cost_table, forgetting_table, training_table
+from attnlens.show.twins import twins
 
 SHOWN_HEADS = 40
 Cell = Callable[[Any], tuple[str, Any]]  # a row of a table → what is written, and what is sorted by
-TEXTS = ("model", "answer", "method")  # columns of words, set flush left
+TEXTS = ("model", "answer", "method", "text", "class")  # columns of words, set flush left
 
 
 def page_tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
@@ -24,6 +25,9 @@ def page_tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
         "layers": layer_rows(comparison),
         "heads": head_rows(comparison),
         "training": training_rows(comparison),
+        "cost": cost_rows(comparison),
+        "forgetting": forgetting_rows(comparison),
+        "classes": class_rows(comparison),
     }
     return {name: table for name, table in found.items() if table and table["rows"]}
 
@@ -31,10 +35,11 @@ def page_tables(comparison: Comparison) -> dict[str, dict[str, Any]]:
 def model_rows(comparison: Comparison) -> dict[str, Any]:
     """The tuned models side by side: answer, largest changes, size of the weight change, quality."""
     frame = models_table(comparison)
+    null = twins(comparison)
     columns: dict[str, Cell] = {"model": _text("model")}
     if comparison.salience:
         columns |= {
-            "answer": _text("verdict"),
+            "answer": lambda row: (("null: " if row["model"] in null else "") + row["verdict"], row["verdict"]),
             "largest change of focus (points)": lambda row: _placed(row, "focus", signed),
         }
     columns["largest change of entropy (points)"] = lambda row: _placed(row, "entropy", signed)
@@ -59,8 +64,71 @@ def training_rows(comparison: Comparison) -> dict[str, Any]:
         "held-out perplexity before training": lambda row: _known(row["base_perplexity"], "{:,.2f}".format),
         "held-out perplexity": lambda row: _known(row["perplexity"], "{:,.2f}".format),
     }
-    table = _table("Training, as the checkpoints tell it", "training", frame, columns)
-    kept = [index for index, _ in enumerate(columns) if any(row[index][0] for row in table["rows"])]
+    return _without_empty(_table("Training, as the checkpoints tell it", "training", frame, columns))
+
+
+def cost_rows(comparison: Comparison) -> dict[str, Any] | None:
+    """What each run cost; both denominators of a share named."""
+    frame = cost_table(comparison)
+    if frame.empty:
+        return None
+    columns: dict[str, Cell] = {"model": _text("model")}
+    for name, what in {"mean": "trained at a time, mean", "peak": "peak", "cumulative": "changed in the end"}.items():
+        columns[f"{what} (% of all)"] = lambda row, name=name: _known(row[f"{name}_of_total"], percent)
+        columns[f"{what} (% of blocks)"] = lambda row, name=name: _known(row[f"{name}_of_blocks"], percent)
+    columns |= {
+        "TFLOP": lambda row: _known(row["flops"] / 1e12, "{:,.3g}".format),
+        "seconds": lambda row: _known(row["seconds"], "{:,.0f}".format),
+        "ms a step": lambda row: _known(1000 * row["step_seconds"], "{:,.0f}".format),
+        "peak memory (MiB)": lambda row: _known(row["peak_memory"], "{:,.0f}".format),
+        "checkpoint (MiB)": lambda row: _known(row["checkpoint"], "{:,.1f}".format),
+    }
+    kinds = sorted(set(frame["memory_kind"]) - {""})
+    memory = {"cuda": "of the GPU, as torch allocated it", "process": "of the whole process"}
+    kind = f" Memory: {', '.join(memory.get(str(kind), str(kind)) for kind in kinds)}." if kinds else ""
+    note = (
+        "% of all: of all parameters of the model, embeddings and head among them. % of blocks: parameters of blocks "
+        "that trained, of those of all blocks. changed in the end: those whose change may be in the result. FLOPs: "
+        f"forward and backward passes by torch's counter, 2 a multiply-add. ms a step: median.{kind}"
+    )
+    return _without_empty(_table("What the training cost", "cost", frame, columns)) | {"note": note}
+
+
+def forgetting_rows(comparison: Comparison) -> dict[str, Any] | None:
+    """What was lost on a general text."""
+    frame = forgetting_table(comparison)
+    if frame.empty:
+        return None
+    columns: dict[str, Cell] = {
+        "model": _text("model"),
+        "text": _text("text"),
+        "loss before (nats)": lambda row: _known(row["loss_before"], "{:.3f}".format),
+        "loss after (nats)": lambda row: _known(row["loss_after"], "{:.3f}".format),
+        "change": lambda row: _number(row["change"], signed),
+        "KL (nats)": lambda row: _known(row["kl"], "{:.3f}".format),
+        "tokens": lambda row: _known(row["tokens"], "{:,.0f}".format),
+    }
+    return _without_empty(_table("Forgetting: the same general text before and after", "forgetting", frame, columns))
+
+
+def class_rows(comparison: Comparison) -> dict[str, Any] | None:
+    """Held-out quality of each class, twins left out: they have none to show."""
+    frame = classes_table(comparison)
+    frame = frame[~frame["model"].isin(twins(comparison))] if len(frame) else frame
+    if frame.empty:
+        return None
+    columns: dict[str, Cell] = {"class": _text("class")}
+    columns |= {name: lambda row, name=name: _known(row[name], "{:.3f}".format) for name in ("precision", "recall")}
+    columns |= {"F1": lambda row: _known(row["f1"], "{:.3f}".format)}
+    columns |= {"held-out rows": lambda row: _known(row["n"], "{:,.0f}".format)}
+    if frame["model"].nunique() > 1:
+        columns = {"model": _text("model")} | columns
+    return _without_empty(_table("Held-out quality of each class", "classes", frame, columns))
+
+
+def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
+    """The table without the columns in which nothing is known."""
+    kept = [index for index, _ in enumerate(table["columns"]) if any(row[index][0] for row in table["rows"])]
     return table | {
         "columns": [table["columns"][index] for index in kept],
         "rows": [[row[index] for index in kept] for row in table["rows"]],
@@ -116,7 +184,14 @@ def head_rows(comparison: Comparison) -> dict[str, Any]:
 
 def _table(title: str, file: str, frame: pd.DataFrame, columns: dict[str, Cell]) -> dict[str, Any]:
     rows = [[cell(row) for cell in columns.values()] for _, row in frame.iterrows()]
-    return {"title": title, "file": f"tables/{file}.csv", "columns": list(columns), "texts": TEXTS, "rows": rows}
+    return {
+        "title": title,
+        "file": f"tables/{file}.csv",
+        "columns": list(columns),
+        "texts": TEXTS,
+        "rows": rows,
+        "note": "",
+    }
 
 
 def _text(name: str) -> Cell:

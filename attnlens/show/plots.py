@@ -268,7 +268,7 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     if "heldout_loss" in table:
         ax.scatter([], [], s=20, c=QUIET, marker=MARKERS[0], linewidths=0, label="held-out data")
     ax.set_ylim(bottom=0)
-    return _step_axes(ax)
+    return step_axes(ax)
 
 
 def quality_curves(table: pd.DataFrame, ax: Axes, name: str) -> Axes:
@@ -281,10 +281,11 @@ def quality_curves(table: pd.DataFrame, ax: Axes, name: str) -> Axes:
         ax.set_ylim(bottom=1)
     else:
         ax.set_ylim(0, 1.03)
-    return _step_axes(ax)
+    return step_axes(ax)
 
 
-def _step_axes(ax: Axes) -> Axes:
+def step_axes(ax: Axes) -> Axes:
+    """Steps to the right in whole numbers from 0, a light grid behind."""
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     ax.set_xlim(left=0)
     ax.grid(axis="y", color=FAINT, linewidth=0.6)

@@ -18,6 +18,9 @@ from attnlens.show.figures import figure_set, rendered, save_figures
 from attnlens.show.files import write
 from attnlens.show.page_tables import page_tables
 from attnlens.show.tables import all_tables, csv, entropy_table, shares_layers, summary, weight_layers
+from attnlens.show.training_records import training_records
+from attnlens.show.training_words import data_sentences, forgetting_sentences, selection_sentences
+from attnlens.show.twins import real_models, told, twins
 from attnlens.show.word_figures import is_causal
 
 MOST_SVG = 200_000  # bytes of one drawing in the page
@@ -36,6 +39,8 @@ ROWS = {
     "content": "all words",
     "completion": "the words of the completion, looking at the prompt",
 }
+SENTENCES = (selection_sentences, forgetting_sentences, data_sentences)
+DRAWN = ("history", "switching", "movement", "attention", "per_class")
 GROUPS = {
     "models": "Models",
     "data": "Data",
@@ -94,6 +99,9 @@ def page(comparison: Comparison, directory: Path) -> str:
         island=island(comparison),
         groups=_provenance(comparison.provenance),
         command=str(comparison.provenance.get("command", "")),
+        training_lines=[line for told in SENTENCES for line in told(comparison)],
+        has_training=bool(training_records(comparison)),
+        nulls=twins(comparison),
         warnings=[str(warning) for warning in comparison.provenance.get("warnings", [])],
         **_first_screen(comparison),
     )
@@ -117,6 +125,8 @@ def _first_screen(comparison: Comparison) -> dict[str, Any]:
     weights = weight_layers(comparison)
     also = [findings.entropy_finding(entropy[entropy["model"] == first])] if len(entropy) else []
     also.append(findings.weights_finding(weights[weights["model"] == first], shared=shares_layers(comparison)))
+    null = [model for model in twins(comparison) if model != first]
+    beside = [(model, told(next(iter(comparison.answers[model].values())))) for model in null]
     asked = answer.verdict not in ("identical", "not asked")
     unknown = [NOT_KNOWN[rung.number] for rung in answer.rungs if asked and rung.status == "not tested"]
     return {
@@ -124,6 +134,8 @@ def _first_screen(comparison: Comparison) -> dict[str, Any]:
         "lead": lead,
         "rest": rest,
         "also": also,
+        "beside": [(model, words) for model, words in beside if words],
+        "alone": len(real_models(comparison)) == 1,
         "unknown": unknown,
         "answers": comparison.answers,
         "several": sum(len(found) for found in comparison.answers.values()) > 1,
@@ -199,7 +211,7 @@ def _provenance(provenance: dict[str, Any]) -> list[tuple[str, list[tuple[str, s
 def _lines(value: Any, path: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name == "history":  # the training curves show it
+            if name in DRAWN:  # the figures and tables of training show it
                 continue
             yield from _lines(inner, f"{path} · {name}" if path else str(name))
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):

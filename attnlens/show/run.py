@@ -16,10 +16,12 @@ from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, load_all
-from attnlens.checkpoints.source import adapter_config, locate
+from attnlens.checkpoints.source import adapter_config, locate, names_of
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
+from attnlens.show.training_records import is_null
+from attnlens.show.twins import found_twins, nulls_named, recorded, twin_name, twins_last
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.base import longest_input
@@ -100,17 +102,20 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     """
     options = ReportOptions() if options is None else options
     _check_device(options.device)
-    sources = _with_base(checkpoints, options)
+    given = _with_base(checkpoints, options)
+    beside = found_twins(given)
+    sources, names = _in_order(given, beside, options)
     texts = _texts(sources[1], options)
     models = load_all(
         sources,
-        names=options.names,
+        names=names,
         config=options.config,
         tokenizer=options.tokenizer,
         device=options.device,
         dtype=options.dtype,
     )
-    directory = Path(options.output or _folder([model.name for model in models]))
+    alone = [model.name for model in models if not is_null(model.provenance.get("training"))]
+    directory = Path(options.output or _folder(alone if len(alone) > 1 else [model.name for model in models]))
     key = _key(models, texts, options)
     if is_complete(directory, key, force=options.force):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
@@ -119,6 +124,8 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         if done == 0 and options.announce is not None:
             if len(checkpoints) == 1:
                 options.announce(f"{models[1].name} was tuned from {models[0].provenance['path']}")
+            for twin in beside:
+                options.announce(f"{home_free(twin)}, the shuffled twin of a tuned checkpoint, is measured too")
             options.announce(_announcement(models, texts, total, options.max_length))
         if options.progress is not None:
             options.progress(done, total)
@@ -143,6 +150,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
                 progress=progress,
             ),
         )
+        comparison = nulls_named(comparison)
         comparison.provenance["command"] = command(checkpoints, options)
         comparison.provenance["warnings"][:0] = options.notes
         comparison.save(directory)
@@ -191,6 +199,23 @@ def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> lis
             )
         return [found.base.path or found.base.given, checkpoints[0]]
     return [_recorded_base(checkpoints[0]), checkpoints[0]]
+
+
+def _in_order(
+    given: Sequence[str | Path], beside: Sequence[Path], options: ReportOptions
+) -> tuple[list[str | Path], tuple[str, ...] | None]:
+    """All checkpoints, twins last, and their names: a twin is called what it is, unless it was given a name."""
+    sources = [*given, *beside]
+    if not any(is_null(recorded(source)) for source in sources[1:]):
+        return sources, options.names
+    found = [locate(source, config=options.config, tokenizer=options.tokenizer) for source in sources]
+    names = list(options.names or names_of(found[: len(given)])) + [source.name for source in found[len(given) :]]
+    for index, source in enumerate(sources):
+        record = recorded(source)
+        if record is not None and is_null(record) and (options.names is None or index >= len(given)):
+            names[index] = twin_name(names[index], record)
+    ordered, names = twins_last(sources, names)
+    return ordered, tuple(names)
 
 
 def _recorded_base(tuned: str | Path) -> str:

@@ -8,7 +8,14 @@ import pandas as pd
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.weights import SLACK
 from attnlens.core.resampling import document_means
-from attnlens.show.training_tables import number, training_table
+from attnlens.show.training_records import number
+from attnlens.show.training_tables import (
+    classes_table,
+    cost_table,
+    forgetting_table,
+    overlap_table,
+    training_table,
+)
 
 MINIMUM_CONTENT = 5.0  # percent: a head with less attention on words says little about words (METRICS 3.4)
 MEASURES = {"entropy_content": "entropy head", "focus": "focus head"}
@@ -270,7 +277,18 @@ def all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
         "layers": layers_table(comparison),
         "heads": heads_table(comparison),
         "examples": examples_table(comparison),
-        **({} if (training := training_table(comparison)).empty else {"training": training}),
+        **{name: table for name, table in _training(comparison).items() if len(table)},
+    }
+
+
+def _training(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """What the checkpoints tell of their training."""
+    return {
+        "training": training_table(comparison),
+        "cost": cost_table(comparison),
+        "forgetting": forgetting_table(comparison),
+        "selection_overlap": overlap_table(comparison),
+        "classes": classes_table(comparison),
     }
 
 

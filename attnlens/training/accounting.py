@@ -7,7 +7,15 @@ from transformers import PreTrainedModel
 
 from attnlens.core.errors import UnsupportedModel
 from attnlens.training.alf import LayerController
-from attnlens.training.methods import transformer_blocks
+from attnlens.training.groups import transformer_blocks
+
+
+def parameters_in_use(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a model computes with: those of the base and what a method has added.
+
+    PEFT keeps the head as it was beside the copy that it trains; that one is left out.
+    """
+    return [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
 
 
 def trained_parameters(
@@ -22,7 +30,7 @@ def trained_parameters(
     around the model: what a method adds counts on both sides, in its block if it lies in one. Shared tensors count
     once.
     """
-    parameters = list((model if whole is None else whole).parameters())
+    parameters = parameters_in_use(model if whole is None else whole)
     total = sum(parameter.numel() for parameter in parameters)
     try:
         blocks = transformer_blocks(model)

@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.source import check_hub, read_json
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
-from attnlens.training.methods import head_parameters
+from attnlens.training.groups import head_parameters
 
 Loaded = TypeVar("Loaded")
 LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwise
@@ -167,11 +167,17 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(limits)
 
 
-def reading_length(base: Base, wanted: int | None) -> int:
-    """Tokens of a text that are read at once: what was asked for if the model reads as many, else at most 512."""
-    limit = longest_input(base.model, base.tokenizer)
+def reading_length(base: Base, wanted: int | None, virtual: int = 0) -> int:
+    """Tokens of a text that are read at once: what was asked for if the model reads as many, else at most 512.
+
+    virtual: tokens that a method puts before the text, and that take up positions.
+    """
+    limit = longest_input(base.model, base.tokenizer) - virtual
+    beside = f" beside {virtual} virtual tokens" if virtual else ""
+    if limit < 1:
+        raise TrainingError(f"{base.name} reads no text{beside}: ask for fewer --virtual-tokens.")
     if wanted is not None and wanted > limit:
-        raise TrainingError(f"max_length={wanted} is more than {base.name} reads: at most {limit} tokens.")
+        raise TrainingError(f"max_length={wanted} is more than {base.name} reads{beside}: at most {limit} tokens.")
     return wanted or min(LONGEST, limit)
 
 

@@ -46,9 +46,9 @@ def prepare(base: str | Path, data: Split, method: Method, options: TrainOptions
     started = task.load(base, data)
     data = replace(data, labels=started.labels or data.labels)
     rate = method.language_rate if task.language else method.learning_rate
-    length = reading_length(started, options.max_length)
-    options = replace(options, learning_rate=options.learning_rate or rate, max_length=length)
+    options = replace(options, learning_rate=options.learning_rate or rate, task=data.task)
     selection = method.select(started.model, options, seed)
+    options = replace(options, max_length=reading_length(started, options.max_length, selection.virtual))
     work = task.work(started, data, options, seed)
     job = Job(started, method, selection, task, data, work, options, seed)
     freeze(job.model, selection)

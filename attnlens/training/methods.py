@@ -1,48 +1,38 @@
-"""The fine-tuning methods: one registry, one frozen record each.
+"""The fine-tuning methods: one registry, one frozen record each."""
 
-A model's parameters fall into three groups. *Head*: all that lies outside the backbone, and the backbone's pooler,
-which a sequence classifier uses as the first layer of its head whether or not the base had trained one. *Blocks*: the
-transformer blocks. *Rest*: embeddings and the norms beside the blocks, trained by `full` alone. A language model whose
-head is the table of embeddings (tied weights) has no head of its own: the table belongs to the rest.
-"""
+from dataclasses import dataclass
+from typing import Protocol
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from attnlens.checkpoints.bottleneck import Bottleneck, insert, save_bottleneck
-from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
-from attnlens.training.alf import Plan, capacity
+from attnlens.core.errors import TrainingError, UnknownName
+from attnlens.training import additions, selections
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
+from attnlens.training.selections import Selection
 
-
-@dataclass(frozen=True)
-class Selection:
-    """What one run trains: names of parameters, and the settings that decided it (for the record).
-
-    plan: of a method that chooses blocks while it trains, what its controller does in a run of so many steps; the
-    parameters are then all that it may choose, for the optimizer to hold. Of a method that adds parameters: model, what
-    is trained in place of the base's model, and save, which writes what a checkpoint needs into a folder.
-    """
-
-    parameters: frozenset[str]
-    settings: dict[str, Any]
-    plan: Callable[[int], Plan] | None = None
-    model: nn.Module | None = None
-    save: Callable[[Path], Any] | None = None
+__all__ = [
+    "METHODS",
+    "Method",
+    "Select",
+    "Selection",
+    "freeze",
+    "head_parameters",
+    "method_named",
+    "transformer_blocks",
+]
 
 
 class Select(Protocol):
-    """Which parameters of a model a method trains under given options; what is drawn, is drawn by the seed."""
+    """Which parameters of a model a method trains under given options; what is drawn, is drawn by the seed.
+
+    The options name the task. A method that adds parameters puts them into the model, whose own numbers stay as they
+    are; any other only reads it.
+    """
 
     def __call__(self, model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-        """Read the model; change nothing, but put in what the method adds."""
+        """What is trained; nothing is frozen yet."""
         ...
 
 
@@ -89,141 +79,6 @@ def freeze(model: nn.Module, selection: Selection) -> None:
         parameter.grad = None
 
 
-def transformer_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """All transformer blocks in the order of computation, an encoder's before its decoder's.
-
-    Blocks are the members of the outermost module lists of the backbone that contain attention; no architecture is
-    named. Refused: models whose lists do not hold as many blocks as the config says, and shared blocks.
-    """
-    kind = type(model).__name__
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in model.base_model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and not inside and any(map(_attends, module)):
-            lists[name] = module
-    lengths = [len(found) for found in lists.values()]
-    declared = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    if not lists or (declared is not None and declared not in lengths):
-        found = " and ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True)) or "none"
-        raise UnsupportedModel(
-            f"{kind}: needed the transformer blocks of its {declared} layers, found {found}; it shares blocks between "
-            "layers or keeps them in an unknown place. Use method 'full' or 'head'."
-        )
-    blocks = tuple(block for found in lists.values() for block in found)
-    owners = [id(parameter) for block in blocks for parameter in block.parameters()]
-    if len(set(owners)) < len(owners):
-        raise UnsupportedModel(
-            f"{kind}: a parameter belongs to two blocks, so one cannot be frozen alone. Use method 'full' or 'head'."
-        )
-    inside = {id(part) for block in blocks for part in block.modules()}
-    outside = (part for part in model.modules() if id(part) not in inside)
-    if not {id(parameter) for part in outside for parameter in part.parameters(recurse=False)}.isdisjoint(owners):
-        raise UnsupportedModel(
-            f"{kind}: a block shares a parameter with what lies outside the blocks, so it cannot be frozen alone. Use "
-            "method 'full'."
-        )
-    return blocks
-
-
-def head_parameters(model: PreTrainedModel) -> frozenset[str]:
-    """Names of the parameters outside the backbone, and of its pooler."""
-    backbone = model.base_model
-    if backbone is model:
-        raise UnsupportedModel(f"{type(model).__name__} has no head apart from its backbone. Use method 'full'.")
-    pooler = getattr(backbone, "pooler", None)
-    pooled = {id(parameter) for parameter in pooler.parameters()} if isinstance(pooler, nn.Module) else set[int]()
-    body = {id(parameter) for parameter in backbone.parameters()} - pooled
-    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in body)
-
-
-def _attends(module: nn.Module) -> bool:
-    names = [type(part).__name__.lower() for part in module.modules()]
-    return any("attention" in name or "attn" in name for name in names)
-
-
-def _full(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    return Selection(frozenset(name for name, _ in model.named_parameters()), {})
-
-
-def _head(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    table, output = model.get_input_embeddings(), model.get_output_embeddings()
-    if output is not None and output.weight is table.weight:
-        raise TrainingError(
-            f"{type(model).__name__} predicts with its table of input embeddings (tied weights), so training the head "
-            "would change what every layer reads: use method 'last_k' or 'full'."
-        )
-    return Selection(head_parameters(model), {})
-
-
-def _last_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    blocks, k = _share(model, options)
-    return Selection(_with_head(model, blocks[-k:]), {"k": k})
-
-
-def _first_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    blocks, k = _share(model, options)
-    return Selection(_with_head(model, blocks[:k]), {"k": k})
-
-
-def _random_k(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    blocks, k = _share(model, options)
-    drawn = sorted(np.random.default_rng(seed).choice(len(blocks), k, replace=False).tolist())
-    return Selection(_with_head(model, [blocks[number] for number in drawn]), {"k": k, "blocks": drawn})
-
-
-def _lisa(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    blocks, k = _share(model, options)
-    plan = Plan("random", k=k, run=LISA_STEPS, seed=seed)
-    return Selection(_with_head(model, blocks), {"k": k}, lambda steps: replace(plan, until=steps - 1))
-
-
-def _alf(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    blocks = transformer_blocks(model)
-    settings = {
-        "budget": 0.25 if options.budget is None else options.budget,
-        "denominator": options.denominator or "total",
-        "score": options.score or "weight_change",
-        "commit": bool(options.commit),
-    }
-    head = head_parameters(model)
-    room = capacity(
-        settings["budget"],
-        settings["denominator"],
-        sizes=[sum(parameter.numel() for parameter in block.parameters()) for block in blocks],
-        head=sum(parameter.numel() for name, parameter in model.named_parameters() if name in head),
-        total=sum(parameter.numel() for parameter in model.parameters()),
-    )
-    plan = Plan(settings["score"], capacity=room, commit=settings["commit"], seed=seed)
-    return Selection(_with_head(model, blocks), settings, plan.over)
-
-
-def _adapter(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
-    kind = Bottleneck(options.variant or "pfeiffer", options.bottleneck or 64)
-    parameters = insert(model, kind, seed=seed) | head_parameters(model)
-
-    def save(folder: Path) -> None:
-        save_bottleneck(model, kind, parameters, folder)
-
-    return Selection(parameters, {"variant": kind.variant, "bottleneck": kind.width}, save=save)
-
-
-def _share(model: PreTrainedModel, options: TrainOptions) -> tuple[tuple[nn.Module, ...], int]:
-    """All blocks, and how many of them are to be trained: a quarter, rounded up, unless told."""
-    blocks = transformer_blocks(model)
-    k = options.k if options.k is not None else math.ceil(len(blocks) / 4)
-    if k > len(blocks):
-        raise TrainingError(f"k={k} asks for more blocks than {type(model).__name__} has: at most {len(blocks)}.")
-    return blocks, k
-
-
-def _with_head(model: PreTrainedModel, blocks: Iterable[nn.Module]) -> frozenset[str]:
-    chosen = {id(parameter) for block in blocks for parameter in block.parameters()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
-    return head_parameters(model) | names
-
-
-LISA_STEPS = 20  # between two draws, the default of LMFlow; quality is flat from 1 to 50 (FINETUNING.md 2.1)
-
 # Learning rates of classifiers: macro-F1 (accuracy) on 160 test windows after 90 steps of 16 texts, one seed. MiniLM-L6
 # (22.7 M), the 12 commonest clause types of CUAD in windows of 310 characters; one standard error is about .04.
 #   full    2e-5 .19 (.32)  5e-5 .56 (.70)  1e-4 .60 (.76)  2e-4 .61 (.76)  4e-4 .72 (.81)  8e-4 .67 (.78)
@@ -248,7 +103,7 @@ METHODS: dict[str, Method] = {
             reference="Devlin et al. 2019, BERT, section 3.2",
             learning_rate=1e-4,
             language_rate=3e-4,
-            select=_full,
+            select=selections.full,
         ),
         Method(
             name="head",
@@ -257,7 +112,7 @@ METHODS: dict[str, Method] = {
             reference="Devlin et al. 2019, BERT, section 5.3",
             learning_rate=5e-3,
             language_rate=3e-3,
-            select=_head,
+            select=selections.head,
         ),
         Method(
             name="last_k",
@@ -266,7 +121,7 @@ METHODS: dict[str, Method] = {
             reference="Lee, Tang and Lin 2019, What Would Elsa Do?, arXiv:1911.03090",
             learning_rate=4e-4,
             language_rate=1e-3,
-            select=_last_k,
+            select=selections.last_k,
             options=frozenset({"k"}),
         ),
         Method(
@@ -276,7 +131,7 @@ METHODS: dict[str, Method] = {
             reference="the other end of last_k, as a control",
             learning_rate=4e-4,
             language_rate=1e-3,
-            select=_first_k,
+            select=selections.first_k,
             options=frozenset({"k"}),
         ),
         Method(
@@ -286,8 +141,18 @@ METHODS: dict[str, Method] = {
             reference="static random selection, as a control",
             learning_rate=4e-4,
             language_rate=1e-3,
-            select=_random_k,
+            select=selections.random_k,
             options=frozenset({"k"}),
+        ),
+        Method(
+            name="layers",
+            title="Chosen blocks",
+            trains="the transformer blocks whose numbers are given, and the head",
+            reference="Lee, Tang and Lin 2019, What Would Elsa Do?, arXiv:1911.03090",
+            learning_rate=4e-4,
+            language_rate=1e-3,
+            select=selections.layers,
+            options=frozenset({"layers"}),
         ),
         Method(
             name="lisa",
@@ -296,7 +161,7 @@ METHODS: dict[str, Method] = {
             reference="Pan et al. 2024, LISA, arXiv:2403.17919",
             learning_rate=4e-4,
             language_rate=1e-3,
-            select=_lisa,
+            select=selections.lisa,
             options=frozenset({"k"}),
         ),
         Method(
@@ -306,8 +171,38 @@ METHODS: dict[str, Method] = {
             reference="Lee 2025, A Study on LLM Fine-tuning Strategies, IJASC 14(4):105-113",
             learning_rate=4e-4,
             language_rate=1e-3,
-            select=_alf,
+            select=selections.alf,
             options=frozenset({"budget", "denominator", "score", "commit"}),
+        ),
+        Method(
+            name="lora",
+            title="Low-rank adaptation",
+            trains="two matrices of low rank beside the query and value projections, and the head of a classifier",
+            reference="Hu et al. 2022, LoRA, arXiv:2106.09685",
+            learning_rate=1e-3,
+            language_rate=3e-3,
+            select=additions.lora,
+            options=frozenset({"rank", "alpha", "merge"}),
+        ),
+        Method(
+            name="ia3",
+            title="(IA)³",
+            trains="a factor for each key, value and feed-forward activation, and the head of a classifier",
+            reference="Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638",
+            learning_rate=5e-3,
+            language_rate=1e-2,
+            select=additions.ia3,
+            options=frozenset({"merge"}),
+        ),
+        Method(
+            name="prompt",
+            title="Prompt tuning",
+            trains="virtual tokens before every text, and the head of a classifier",
+            reference="Lester, Al-Rfou and Constant 2021, arXiv:2104.08691",
+            learning_rate=3e-2,
+            language_rate=3e-2,
+            select=additions.prompt,
+            options=frozenset({"virtual_tokens"}),
         ),
         Method(
             name="adapter",
@@ -316,7 +211,7 @@ METHODS: dict[str, Method] = {
             reference="Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, AdapterFusion, arXiv:2005.00247",
             learning_rate=1e-3,
             language_rate=1e-3,
-            select=_adapter,
+            select=additions.adapter,
             options=frozenset({"bottleneck", "variant"}),
         ),
     )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 
 from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.source import ADAPTER_CONFIG
 from attnlens.core.errors import OutputExists, TrainingError
 
 
@@ -25,7 +26,7 @@ def check_output(output: str | Path, sources: list[str | Path], *, force: bool) 
     path = Path(output).expanduser().resolve()
     if path.is_dir():
         empty = not any(path.iterdir())
-        if not empty and not (path / "config.json").is_file():
+        if not empty and not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             raise OutputExists(
                 f"{home_free(path)} is a folder but not a checkpoint, so it is never replaced: choose another output."
             )

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from attnlens.core.errors import TrainingError
 from attnlens.training.alf import LayerController
+from attnlens.training.groups import transformer_blocks
 from attnlens.training.importance import SCORES
-from attnlens.training.methods import transformer_blocks
 
 
 def jaccard(one: Iterable[int], other: Iterable[int]) -> float:

@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 
@@ -13,7 +14,7 @@ from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.text.readers import raw_rows
-from attnlens.training.accounting import switching_history, trained_parameters
+from attnlens.training.accounting import parameters_in_use, switching_history, trained_parameters
 from attnlens.training.alf import LayerController
 from attnlens.training.base import Base
 from attnlens.training.job import Job
@@ -97,7 +98,7 @@ def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict
 
 def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in job.model.parameters()]
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in parameters_in_use(job.model)]
     return {
         "attnlens": attnlens.__version__,
         "kind": "finetune",
@@ -118,6 +119,7 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "peft": peft.__version__,
         },
     }
 

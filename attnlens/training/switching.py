@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from attnlens.core.errors import TrainingError
 from attnlens.training.alf import LayerController, Plan
-from attnlens.training.methods import head_parameters, transformer_blocks
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.overlap import inverse_rms
 
 

@@ -21,6 +21,7 @@ from attnlens.training.options import TrainOptions
 from tests.cli.shell import Finished, Run, tree
 from tests.conftest import Tuning
 
+TWIN = "demo/tuned.null.ckpt"
 COMMANDS = list(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -82,15 +83,18 @@ def test_info_names_architecture_proof_and_training(attnlens: Run, tuning: Tunin
 def test_the_demo_trains_once_and_reports(
     attnlens: Run, undrawn: None, tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In small: the base of these tests for the real encoder, three steps for enough."""
+    """In small: the base of these tests for the real encoder, six steps for enough."""
     monkeypatch.setattr(demonstration, "encoder", lambda: tuning.base)
-    monkeypatch.setattr(demonstration, "STEPS", 3)
+    monkeypatch.setattr(demonstration, "STEPS", 6)
     done = attnlens("demo")
     assert done.code == 0 and done.err.startswith("A check of the instrument on text we wrote;")
     assert "Note: A check of the instrument" in done.out and done.out.endswith("Report: demo/report/report.html\n")
+    assert "A null, not an answer: " in done.out and "trained on shuffled labels" in attnlens("info", TWIN).out
     before = tree(tmp_path)
     value = json.loads(attnlens("demo", "-o", "demo", "--json").out)
-    assert value["models"] == ["all-MiniLM-L6-v2", "tuned (full)"] and tree(tmp_path) == before
+    assert value["models"] == list(demonstration.NAMES) and tree(tmp_path) == before
+    records = [json.loads((tmp_path / folder / "attnlens.json").read_text()) for folder in ("demo/tuned.ckpt", TWIN)]
+    assert [(record["method"], record["null_twin"]) for record in records] == [("alf", False), ("alf", True)]
 
 
 def test_the_library_gives_what_the_command_gives(finished: Finished, undrawn: None, tuning: Tuning, tmp_path: Path):

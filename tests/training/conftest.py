@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from attnlens.text.corpus import Corpus, Example
@@ -89,6 +90,7 @@ def _config(architecture: str, vocab: int, pad: int | None):
     return {
         "bert": lambda: BertConfig(**SHAPE, **LONG, **common),
         "roberta": lambda: RobertaConfig(**SHAPE, **LONG, **common, type_vocab_size=1),
+        "xlm-roberta": lambda: XLMRobertaConfig(**SHAPE, **LONG, **common, type_vocab_size=1),
         "distilbert": lambda: DistilBertConfig(
             dim=16, n_layers=4, n_heads=2, hidden_dim=24, max_position_embeddings=40, **common
         ),
@@ -108,7 +110,7 @@ def _builder(folder: Path, auto: type) -> Callable[[str], Path]:
 
     def build(architecture: str) -> Path:
         if architecture not in made:
-            encoder = architecture in {"bert", "roberta", "distilbert"}
+            encoder = architecture in {"bert", "roberta", "xlm-roberta", "distilbert"}
             tokenizer = encoder_tokenizer() if encoder else _decoder_tokenizer()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
