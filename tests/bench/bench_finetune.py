@@ -134,7 +134,10 @@ class Loop:
         named = self.job.base.model.named_parameters()
         if any(p.requires_grad and id(p) not in own and name not in head for name, p in named):
             return None
-        return [n for n, block in enumerate(blocks) if all(p.requires_grad for p in block.parameters())]
+        trained = [[p.requires_grad for p in block.parameters()] for block in blocks]
+        if any(any(block) and not all(block) for block in trained):
+            return None  # an adapter inside
+        return [number for number, block in enumerate(trained) if all(block)]
 
 
 def seconds(base: Path, chosen: list[Variant], arguments: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
