@@ -42,6 +42,7 @@ ELSEWHERE = {
     "shared with embeddings": "test_switching: test_a_block_that_shares_a_parameter_with_the_rest_is_refused",
     "tied head": "test_language: test_a_head_tied_to_the_embeddings_is_not_trained_alone",
     "quantised blocks": "test_alf: test_wrong_plans_and_parameters_are_refused",
+    "several processes drift apart": "test_switching: test_several_processes_are_refused",
 }
 SHORT = Plan(k=1, warmup=6, probe=6, run=30, skip=0, hysteresis=0.0, smoothing=0.0)
 
