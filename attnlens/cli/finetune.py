@@ -115,7 +115,12 @@ def finetune(
         )
         result = train(base, data, method=method, output=output, seed=seed, options=options)
     if as_json:
-        terminal.print_json({"path": str(result.path), "method": result.method, "metrics": result.metrics})
+        shown = [
+            {"path": str(run.path), "method": run.method, "metrics": run.metrics}
+            for run in (result, result.twin)
+            if run
+        ]
+        terminal.print_json({**shown[0], **({"null_twin": shown[1]} if result.twin else {})})
     else:
         terminal.say(str(result))
 
