@@ -97,6 +97,7 @@ class Loop:
 
     def __init__(self, base: Path, variant: Variant, batch: int, tokens: int):
         options = TrainOptions(batch_size=batch, max_length=tokens, device="cpu", **variant.options)
+        torch.manual_seed(0)  # of dropout: every repetition chooses the same blocks
         with quiet(), seeded(0):
             self.job: Job = prepare(base, words(batch, tokens), METHODS[variant.method], options, 0)
         self.model = self.job.model.train()
