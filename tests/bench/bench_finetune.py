@@ -97,6 +97,7 @@ class Loop:
 
     def __init__(self, base: Path, variant: Variant, batch: int, tokens: int):
         options = TrainOptions(batch_size=batch, max_length=tokens, device="cpu", **variant.options)
+        torch.manual_seed(0)  # of dropout: every repetition chooses the same blocks
         with quiet(), seeded(0):
             self.job: Job = prepare(base, words(batch, tokens), METHODS[variant.method], options, 0)
         self.model = self.job.model.train()
@@ -134,7 +135,10 @@ class Loop:
         named = self.job.base.model.named_parameters()
         if any(p.requires_grad and id(p) not in own and name not in head for name, p in named):
             return None
-        return [n for n, block in enumerate(blocks) if all(p.requires_grad for p in block.parameters())]
+        trained = [[p.requires_grad for p in block.parameters()] for block in blocks]
+        if any(any(block) and not all(block) for block in trained):
+            return None  # an adapter inside
+        return [number for number, block in enumerate(trained) if all(block)]
 
 
 def seconds(base: Path, chosen: list[Variant], arguments: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
