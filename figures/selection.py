@@ -2,9 +2,10 @@
 
 all-MiniLM-L6-v2, `alf` at its defaults (a quarter of all parameters: 3 of 6 blocks), 120 steps of 8 texts of at most 48
 tokens, three seeds, on the embedded contract clauses and on CUAD's clause windows (figures/rates.py). One line a choice
-goes to selection.csv, and a run that stands there is not repeated; then Jaccards are printed: of the last choice with
-the last blocks and with 1 / RMS of the base's weights, between seeds, between true and shuffled labels, and what chance
-expects; and of the scores of all probes their coefficient of variation over blocks and their rank correlation with
+goes to selection.csv, and a run that stands there is not repeated; its macro-F1 is of 24 rows that training saw too, to
+tell that something was learnt. Then Jaccards are printed: of the last choice with the last blocks and with 1 / RMS of
+the base's weights, between seeds, between true and shuffled labels, and what chance expects; and of the scores of all
+probes their coefficient of variation over blocks and their rank correlation with
 1 / RMS. A choice made by the data differs from its controls and between true and shuffled labels.
 Usage: python figures/selection.py ../shared [--score weight_change] [--seeds 0 1 2]
 """
@@ -99,8 +100,8 @@ def summary(found: list[dict[str, str]]) -> None:
                 f"{data} {score} {labels}: last sets {list(runs.values())}; Jaccard with last-k "
                 f"{_mean(float(last[data, score, labels, seed]['last_k']) for seed in runs):.2f}, with 1/RMS "
                 f"{_mean(float(last[data, score, labels, seed]['rms']) for seed in runs):.2f}, between seeds "
-                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}; of "
-                f"the scores of a probe, spread {_mean(scores.std() / scores.mean() for scores in probes):.3f}, rank "
+                f"{_mean(seeds):.2f}, by chance {expected_jaccard(6, size, size):.2f}; macro-F1 {_mean(values):.2f}; "
+                f"of a probe: spread of scores {_mean(scores.std() / scores.mean() for scores in probes):.3f}, rank "
                 f"correlation with 1/RMS {_mean(spearmanr(scores, rms).statistic for scores in probes):.2f}"
             )
         pairs = [jaccard(own["true", seed], own["shuffled", seed]) for kind, seed in own if kind == "shuffled"]

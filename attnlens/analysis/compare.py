@@ -89,7 +89,7 @@ def compare(
     models = _widened(given)
     names = _check(models)
     options = replace(
-        options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) for m in models))
+        options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) - m.virtual for m in models))
     )
     corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
@@ -109,6 +109,7 @@ def compare(
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
     arrays, sites = measure(subjects, prepared, measuring)
     data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
+    virtual = _virtual_tokens(data, given)
     weights, heads = _weights(given, names)
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
     beside = {name: model.adapter.adds for name, model in zip(names, given, strict=True) if model.adapter is not None}
@@ -118,7 +119,13 @@ def compare(
     provenance = _provenance(given, names, texts, prepared, options) | {
         "rows": selectors[0],
         "rounding": rounding,
-        "warnings": [*_readers(names, selectors), *_beside(beside), *_warnings(base, texts, prepared, options)],
+        "virtual_tokens": virtual,
+        "warnings": [
+            *_readers(names, selectors),
+            *_beside(beside),
+            *_in_front(virtual),
+            *_warnings(base, texts, prepared, options),
+        ],
     }
     return Comparison(data, weights, heads, tests, answers, passages, provenance)
 
@@ -256,6 +263,26 @@ def _beside(beside: dict[str, str]) -> list[str]:
         f"{name} leaves the weights of its base as they are and adds {what} beside them: the tables of weights show no "
         "change, and say nothing about what was added."
         for name, what in beside.items()
+    ]
+
+
+def _virtual_tokens(data: xr.Dataset, models: Sequence[Checkpoint]) -> dict[str, dict[str, Any]]:
+    """Of each model with virtual tokens: how many, and the share of attention on them, mean over texts and heads."""
+    found = {}
+    for name, model in zip(data["model"].values.tolist(), models, strict=True):
+        if model.virtual:
+            layers = data["virtual_mass"].sel(model=name).mean("head").mean("example")
+            found[str(name)] = {"count": model.virtual, "mass": float(layers.mean()), "layers": layers.values.tolist()}
+    return found
+
+
+def _in_front(virtual: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each model with virtual tokens: what they take, and what all other numbers are then about."""
+    return [
+        f"{name} reads {facts['count']} virtual tokens before each text, which take {facts['mass']:.0%} of the "
+        f"attention of the measured rows, at most {max(facts['layers']):.0%} in a layer. All other numbers are "
+        "of what is left among the text's own tokens, scaled to 1: base and tuned are compared on the same keys."
+        for name, facts in virtual.items()
     ]
 
 

@@ -64,9 +64,10 @@ def _left_out(both: Opened, changes: pd.DataFrame, heads: pd.DataFrame) -> list[
     notes = []
     added = both.tuned.beside if isinstance(both.tuned, Adapted) else ()
     if added:
+        what = f"{added[0]} beside them" if len(added) == 1 else f"{len(added)} tensors beside them ({added[0]}, …)"
         notes.append(
-            f"The base's weights are untouched: {both.names[1]} adds {len(added)} tensors beside them "
-            f"({added[0]}, …), which change what the layers compute and are not counted here."
+            f"The base's weights are untouched: {both.names[1]} adds {what}. They change what the layers compute and "
+            "are not counted here."
         )
     beside = changes.loc[changes["kind"] == "head", "matrix"].tolist()
     if beside:

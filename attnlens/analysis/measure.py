@@ -15,6 +15,7 @@ from attnlens.analysis.prepare import PER_DEFINITION, Batch, Prepared, assemble,
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
+from attnlens.checkpoints.virtual import GROUP
 from attnlens.core.errors import CheckpointError
 from attnlens.core.pairs import PAIRS, Logits
 
@@ -54,7 +55,9 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     """Row-averaged statistics of every model on every text, and the attention sites.
 
     Arrays (M, N, L, H), with a last axis S for share, focus, log-odds and received attention; NaN where a text has no
-    data. Divergences (PAIRS) are NaN for a reference itself.
+    data. Divergences (PAIRS) are NaN for a reference itself. Virtual tokens of a prompt are left out, and the
+    attention that is left among the text's own tokens is scaled to 1, so that base and tuned have the same keys; where
+    any model has some, `virtual_mass` is the attention on them.
     """
     found, weight = _first_look(subjects[0].checkpoint, prepared)
     batches = plan(prepared, options.batch_size, options.memory * GIB / weight)
@@ -113,11 +116,14 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site],
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
     """Statistics of all models on a few whole batches."""
     collected: list[Arrays] = []
+    virtual = any(subject.checkpoint.virtual for subject in subjects)
     for indices in group:
         of_models, kept = [], []
         for subject in subjects:
             batch = assemble(prepared, indices, subject.checkpoint)
             arrays, logits = _reduce(subject, batch, len(prepared.salience), kept)
+            if virtual:
+                arrays["virtual_mass"] = _virtual_mass(subject.checkpoint, batch, arrays["entropy"])
             of_models.append(arrays)
             kept = logits if subject.reference else kept
         collected.append({name: np.stack([arrays[name] for arrays in of_models]) for name in of_models[0]})
@@ -140,6 +146,7 @@ def _reduce(
         together=tuple((2 + start, 3 + start) for start in range(0, PER_DEFINITION * definitions, PER_DEFINITION)),
         keep=subject.reference,
         against=None if subject.reference else against,
+        without_virtual=True,
     )
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
@@ -166,6 +173,16 @@ def _reduce(
         for kind, name in enumerate(("received", "received_matched", "received_control")):
             result[name] = received[..., 1 + kind :: PER_DEFINITION]
     return result, tape.only().logits
+
+
+def _virtual_mass(checkpoint: Checkpoint, batch: Batch, like: np.ndarray) -> np.ndarray:
+    """Attention of the selected rows on virtual tokens, (B, L, H); NaN where `like` is, 0 for a model without any."""
+    if not checkpoint.virtual:
+        return np.where(np.isnan(like), np.nan, 0.0)
+    recorder = record(checkpoint.backbone, ("mass",), groups=batch.mask - 1, rows=batch.rows)
+    with torch.inference_mode(), checkpoint.active(), recorder as tape:
+        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
+    return tape["mass"][..., GROUP].cpu().numpy().astype(np.float64)
 
 
 def _over_keys(received: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def _received(checkpoint: Checkpoint, prepared: Prepared, index: int) -> np.ndar
     being visible more often; for a single row the two are the same.
     """
     batch = assemble(prepared, np.array([index]), checkpoint)
-    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows)
+    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows, without_virtual=True)
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     content = batch.columns[0, :, 0].cpu().numpy()

@@ -200,6 +200,8 @@ def row_selector(tuned: Checkpoint, corpus: Corpus) -> str:
         return "content"
     if getattr(tuned.model.config, "classifier_pooling", "cls") == "mean":
         return "content"
+    if tuned.virtual and not is_causal(tuned.backbone):
+        return "content"  # the first token, which it reads, is a virtual one
     return "last" if is_causal(tuned.backbone) else "cls"
 
 

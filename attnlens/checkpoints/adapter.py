@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from attnlens.checkpoints.bottleneck import attach_bottleneck, only
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import BOTTLENECK, Source, adapter_config
+from attnlens.checkpoints.virtual import prepend, prompt_count, prompted
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 
-SAVED = "base_model.model."  # what peft puts before the names of the model
+SAVED, WRAPPED = "base_model.model.", "base_model."  # what peft puts before a model's names, the latter with a prompt
 TASKS = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,
@@ -29,7 +30,8 @@ TASKS = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
     "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
 }
-ADDS = {BOTTLENECK: "bottleneck adapters"}
+PROMPTS = ("PROMPT_TUNING", "P_TUNING")
+ADDS = {BOTTLENECK: "bottleneck adapters"} | dict.fromkeys(PROMPTS, "virtual tokens")
 # Ways to begin training that leave the base as it was; the others (pissa, olora, …) write into it.
 HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mipro")
 
@@ -57,7 +59,7 @@ class Adapter:
         try:
             for part in switches:
                 _switch(part, [] if self.name is None else [self.name])
-            with only(model, self.name):
+            with only(model, self.name), prompted(model, self.name):
                 yield
         finally:
             for part, enabled, names in before:
@@ -83,10 +85,13 @@ def check_kind(source: Source) -> dict[str, Any]:
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
     if known is None:
         raise UnsupportedModel(f"{source.given} is an adapter of the kind {kind}, which this version of peft lacks")
-    if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT"):
+    if kind in ("PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT") or (
+        kind in PROMPTS and settings.get("num_transformer_submodules") == 2
+    ):
+        where = " of an encoder–decoder" if kind in PROMPTS else ""
         raise UnsupportedModel(
-            f"{source.given} is a {kind} adapter: its virtual tokens take part in attention, and attnlens cannot "
-            "measure those yet"
+            f"{source.given} is a {kind} adapter{where}: its virtual tokens take part in attention, and attnlens "
+            "cannot measure those yet"
         )
     return settings
 
@@ -103,9 +108,10 @@ def architecture_for(source: Source, settings: dict[str, Any], stored: Any, conf
     stored: the class the base was saved in. The size of a classification head is read from the adapter's weights.
     """
     with Shelf(source.files) as shelf:
-        shapes = {name.removeprefix(SAVED): shelf.shape(name) for name in shelf.names}
+        shapes = {name.removeprefix(SAVED).removeprefix(WRAPPED): shelf.shape(name) for name in shelf.names}
     prefix = f"{bare_class(config).base_model_prefix}."
-    if not any(name.startswith(prefix) for name in shapes):
+    headed = settings["peft_type"] in PROMPTS and settings.get("task_type") in TASKS
+    if not headed and not any(name.startswith(prefix) for name in shapes):
         return stored if _is_bare(stored, config) else bare_class(config)
     named = getattr(transformers, str((settings.get("auto_mapping") or {}).get("base_model_class")), None)
     found = TASKS.get(str(settings.get("task_type")))
@@ -140,7 +146,7 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
         model.requires_grad_(False)
         model.eval()
         return Adapter(name, _facts(settings))
-    name = f"attnlens{len(getattr(model, 'peft_config', {}))}"
+    name = f"attnlens{len(getattr(model, 'peft_config', {})) + prompt_count(model)}"
     kept = _checksums(model) if shares_base(settings) else {}
     try:
         with warnings.catch_warnings():
@@ -150,6 +156,7 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
                 model, str(source.path), adapter_name=name, config=peft_config, torch_device=str(model.device)
             )
             placed = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+            prompt = wrapped.get_prompt(1)[0] if settings["peft_type"] in PROMPTS else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
         reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
@@ -157,6 +164,8 @@ def attach(model: PreTrainedModel, source: Source) -> Adapter:
     model.requires_grad_(False)
     model.eval()
     ignored = _check_places(model, source, frozenset(placed))
+    if prompt is not None:
+        prepend(model, name, prompt)  # not through peft's wrapper: base and adapters are one model
     if any(torch.hash_tensor(parameter.data).item() != before for parameter, before in kept.items()):
         raise UnsupportedModel(
             f"the adapter {source.given} brings other weights for its base itself, so that switched off it is not the "
@@ -173,7 +182,7 @@ def _check_places(model: PreTrainedModel, source: Source, placed: frozenset[str]
         own = dict(model.named_parameters())
         # Some trainers save the base's embeddings along, and peft has put them into the base: `attach` compares them.
         stray = [name for name in stray if not _is_copy(shelf, name, own)]
-    head = [name for name in stray if is_head(name.removeprefix(SAVED), model)]
+    head = [name for name in stray if is_head(name.removeprefix(SAVED).removeprefix(WRAPPED), model)]
     for names, fault in (
         (absent, "lacks {} of its weights, the first is {}; they would be random"),
         (stray, "holds {} weights that have no place in its base, the first is {}: it was made for another model"),
@@ -210,6 +219,7 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
         "task": settings.get("task_type"),
         "variant": settings.get("variant"),
         "width": settings.get("width"),
+        "virtual_tokens": settings.get("num_virtual_tokens"),
     }
     flags = [name for name in ("use_dora", "use_rslora") if settings.get(name)]
     return {name: value for name, value in facts.items() if value is not None} | dict.fromkeys(flags, True)

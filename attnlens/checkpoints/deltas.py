@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlens.checkpoints.adapter import shares_base
-from attnlens.checkpoints.source import BOTTLENECK
+from attnlens.checkpoints.adapter import ADDS, SAVED, WRAPPED, shares_base
 from attnlens.checkpoints.tensors import Tensors, root_of
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 from attnlens.core.spectra import LowRank
 
-PEFT_PREFIX = "base_model.model."
 # What peft may write behind the name of a module, and what it is to us.
 PARTS = re.compile(
     r"\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l)(?:\.weight)?$"
     r"|\.(?:modules_to_save\.|base_layer\.)?(?P<whole>weight|bias)$"
 )
 # What stands beside the weights of the base and changes none of them.
-BESIDE = re.compile(r"\.bottleneck\.(?:down|up)\.(?:weight|bias)$")
+BESIDE = re.compile(r"\.bottleneck\.(?:down|up)\.(?:weight|bias)$|^prompt_embeddings$")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
@@ -31,13 +29,13 @@ class Adapted:
 
     base: the base's tensors. adapter: the adapter's own. settings: its adapter_config.json. beside: names of what the
     adapter adds without changing a weight of the base, which are not among `names`.
-    Raises UnsupportedModel for anything but LoRA (also rank-stabilised and DoRA), IA3, bottlenecks and whole trained
-    weights, and CheckpointError for an adapter whose weights find no place in the base.
+    Raises UnsupportedModel for anything but LoRA (also rank-stabilised and DoRA), IA3, bottlenecks, prompts and whole
+    trained weights, and CheckpointError for an adapter whose weights find no place in the base.
     """
 
     def __init__(self, base: Tensors, adapter: Tensors, settings: Mapping[str, Any]):
         kind = settings.get("peft_type")
-        if kind not in ("LORA", "IA3", BOTTLENECK):
+        if kind not in ("LORA", "IA3", *ADDS):
             raise UnsupportedModel(
                 f"weight changes of {kind} adapters cannot be read from their files: merge the adapter into its base"
             )
@@ -153,7 +151,7 @@ class Adapted:
 def _split(name: str) -> tuple[str, str]:
     """Path of the module and what is stored for it; UnsupportedModel for what attnlens does not know."""
     found = PARTS.search(name)
-    path = name[: found.start()].removeprefix(PEFT_PREFIX) if found else ""
+    path = name[: found.start()].removeprefix(SAVED).removeprefix(WRAPPED) if found else ""
     if found is None or "lora_" in path or "ia3_" in path:
         raise UnsupportedModel(f"the adapter holds {name}, a kind of change whose size cannot be read from its files")
     return path, found["part"] or found["whole"]

@@ -55,6 +55,11 @@ class Checkpoint:
         return nullcontext() if self.adapter is None else self.adapter.active(self.model)
 
     @property
+    def virtual(self) -> int:
+        """How many virtual tokens it puts before every text."""
+        return 0 if self.adapter is None else int(self.adapter.facts.get("virtual_tokens", 0))
+
+    @property
     def is_as_loaded(self) -> bool:
         """Whether the model's parameters are, bit for bit, those it was loaded with; then `source` holds them too."""
         return self.checksum is not None and self.checksum == checksum(self.model)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from attnlens.checkpoints.record import attention_maps, record
 from attnlens.checkpoints.tape import Tape
+from attnlens.checkpoints.virtual import grown, virtual_tokens
 from attnlens.core.errors import UnsupportedModel
 
 TEXTS, TOKENS, PADDED = 2, 7, 3
@@ -130,7 +131,7 @@ def _attentions(model: PreTrainedModel, batch: dict[str, Tensor], tape: Tape) ->
             raise UnsupportedModel(f"{type(model).__name__} returns no eager attention to prove the recording against")
         maps = attention_maps(model, batch, stack=stack, kind=kind) if stack else attention_maps(model, batch)
         entropy = tape.select(stack=stack, kind=kind)["entropy"]
-        masks = batch[queries].bool(), batch[keys].bool()
+        masks = [grown(batch[mask].bool(), virtual_tokens(model), 1) for mask in (queries, keys)]
         seen[f"{stack} {kind}" if stack else ""] = _Seen(maps, entropy, torch.stack(weights, 1).float(), *masks)
     return seen
 

@@ -122,7 +122,11 @@ class record:  # a verb in lower case, like torch.no_grad
     against: what another model's `keep` left of this batch, with the same layers and heads. `statistics` may then name
         those of two maps (attnlens.core.pairs.PAIRS), with the other model as base and this one as tuned.
 
-    Virtual tokens of prompt and prefix tuning stand in front of the tape's axes; groups and rows are of the text alone.
+    without_virtual: leave virtual tokens out, as rows and as keys; the attention that is left among the text's own
+        tokens is scaled to 1, and the tape's axes are those of the text.
+
+    Otherwise virtual tokens of prompt and prefix tuning stand in front of the tape's axes; groups and rows are of the
+    text alone.
     In an encoder–decoder groups mark the tokens of the text that is read and rows those of the text that reads; where
     the measured sites do not share it, ShapeError asks for a choice of `layers`.
 
@@ -140,6 +144,7 @@ class record:  # a verb in lower case, like torch.no_grad
     exact: bool = False
     keep: bool = False
     against: Sequence[Logits] | None = None
+    without_virtual: bool = False
     _session: Session | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Tape:

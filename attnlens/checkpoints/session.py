@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from attnlens.checkpoints.switch import configs_of, lock, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
-from attnlens.checkpoints.virtual import prepended
+from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
 from attnlens.core.rows import STATISTICS, Groups, dense_map
@@ -37,6 +37,7 @@ class Order(Protocol):
     exact: bool
     keep: bool
     against: Sequence[Logits] | None
+    without_virtual: bool
 
 
 class Session:
@@ -44,7 +45,9 @@ class Session:
 
     def __init__(self, order: Order):
         self.names, self.pairs = _names(order)
-        groups, self.rows = prepended(order.model, order.groups, order.rows)
+        self.virtual = virtual_tokens(order.model) if order.without_virtual else 0
+        alone = order.groups, order.rows
+        groups, self.rows = alone if order.without_virtual else prepended(order.model, *alone)
         self.groups = None if groups is None else Groups.of(groups)
         self.padding = None if groups is None or groups.ndim == 3 else groups < 0
         self.layers = None if order.layers is None else set(order.layers)
@@ -142,7 +145,7 @@ class Session:
         assert self.call is not None
         selected = self.layers is None or self.call.seen in self.layers
         asked = self.names == (MAP,) or bool(self.arguments.get("output_attentions"))
-        return self.heads is None and selected and not asked
+        return self.heads is None and selected and not asked and not self.virtual
 
     def measure(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
@@ -154,6 +157,8 @@ class Session:
         if self.layers is not None and call.seen - 1 not in self.layers:
             return None
         site = self._site(module, call)
+        if self.virtual:
+            query, key, scores = of_text(query, key, scores, self.virtual)
         self._check(site, query, key)
         queries = self._queries(site, query)
         if self.heads is not None:

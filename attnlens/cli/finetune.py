@@ -1,9 +1,12 @@
 """`attnlens finetune`: train a classifier or a language model and write its checkpoint with a training record."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from attnlens.training.train import TrainingResult
 
 DATA = (
     "JSONL, CSV, Parquet, .txt or a datasets folder: `text`, `prompt` + `completion` or `messages`; "
@@ -55,17 +58,21 @@ def finetune(
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     null_twin: Annotated[bool, typer.Option("--null-twin", help="Train once more on shuffled labels.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print size, memory and time; train nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fine-tune on labels (a classifier) or, where there are none, on the text itself (a causal language model).
 
-    Completions and conversations train on the answer alone. The best step on held-out rows is kept: by macro-F1 of a
-    classifier, by the loss of a language model.
+    Lists of labels train a multi-label classifier. --task token-classification learns spans with labels, --task
+    masked-lm trains an encoder on text. Completions and conversations train on the answer alone. The best step on
+    held-out rows is kept: by macro-F1 where each text has one label, else by the loss.
 
     Example: attnlens finetune base.ckpt --method alf --data train.jsonl -o tuned.ckpt
     """
     from attnlens.cli import terminal
+    from attnlens.training.estimate import Estimate
+    from attnlens.training.estimate import estimate as expected
     from attnlens.training.options import TrainOptions
     from attnlens.training.train import finetune as train
 
@@ -113,11 +120,20 @@ def finetune(
             force=force,
             progress=advance,
         )
-        result = train(base, data, method=method, output=output, seed=seed, options=options)
+        if estimate:
+            told = expected(base, data, method=method, seed=seed, options=options)
+        else:
+            told = train(base, data, method=method, output=output, seed=seed, options=options)
     if as_json:
-        terminal.print_json({"path": str(result.path), "method": result.method, "metrics": result.metrics})
+        terminal.print_json(told.record if isinstance(told, Estimate) else _outcome(told))
     else:
-        terminal.say(str(result))
+        terminal.say(str(told))
+
+
+def _outcome(result: "TrainingResult") -> dict[str, Any]:
+    """A finished run for programs, and its twin's where there is one."""
+    facts = {"path": str(result.path), "method": result.method, "metrics": result.metrics}
+    return facts if result.twin is None else {**facts, "null_twin": _outcome(result.twin)}
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -35,7 +35,7 @@ def info(
     terminal.quiet()
     _check_base(locate(checkpoint, config=config, tokenizer=tokenizer))
     loaded = load(checkpoint, config=config, tokenizer=tokenizer)
-    tokens = longest_input(loaded.model, loaded.tokenizer)
+    tokens = longest_input(loaded.model, loaded.tokenizer) - loaded.virtual
     limit = tokens if tokens < 10**9 else None  # tokenizers without a limit give a huge number
     if as_json:
         provenance = {"adapter": None, "training": None} | loaded.provenance
@@ -72,7 +72,11 @@ def _adapter(loaded: "Checkpoint") -> dict[str, Any]:
     adapter = loaded.provenance.get("adapter")
     if adapter is None:
         return {}
-    settings = [f"{name} {adapter[name]}" for name in ("r", "alpha", "variant", "width", "task") if name in adapter]
+    settings = [
+        f"{name.replace('_', ' ')} {adapter[name]}"
+        for name in ("r", "alpha", "variant", "width", "virtual_tokens", "task")
+        if name in adapter
+    ]
     flags = [name.removeprefix("use_") for name in adapter if name.startswith("use_")]
     line = ", ".join([adapter["type"], *settings, *flags, f"{adapter['parameters']:,} parameters of its own"])
     ignored = ", ".join(adapter.get("ignored", ())) or None

@@ -22,11 +22,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from attnlens.training.processes import first
+
 if TYPE_CHECKING:
     from attnlens.analysis.results import Comparison
 
-stdout = Console(soft_wrap=False, highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# Of several processes that torchrun started, one speaks.
+stdout = Console(soft_wrap=False, highlight=False, quiet=not first())
+stderr = Console(stderr=True, highlight=False, quiet=not first())
 # What could steer a terminal or turn its text around: control characters but tab and newline, overrides of direction.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MARKS = {"yes": "green", "no": "red", "not tested": "yellow", "not applicable": "dim"}
@@ -113,7 +116,8 @@ def say(text: str, style: str = "", *, wrap: bool = False) -> None:
 def print_json(value: Any) -> None:
     """One JSON object on stdout; its control characters are all escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    if first():
+        sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ AttnlensError(ValueError)
 ├── IncompatibleCheckpoints  base and tuned that cannot be compared
 ├── CorpusError            a data file attnlens cannot use
 ├── TrainingError          a fine-tuning run that cannot start or go on
+│   └── Diverged           a loss or a score that is no longer a number
 └── OutputExists           a folder that already holds another run
 """
 
@@ -63,6 +64,10 @@ class CorpusError(AttnlensError):
 
 class TrainingError(AttnlensError):
     """A fine-tuning run that cannot start or go on."""
+
+
+class Diverged(TrainingError):
+    """A loss or a score that is no longer a number; the message ends with the step."""
 
 
 class OutputExists(AttnlensError):

@@ -73,9 +73,9 @@ def cost_rows(comparison: Comparison) -> dict[str, Any] | None:
     if frame.empty:
         return None
     columns: dict[str, Cell] = {"model": _text("model")}
-    for name, what in {"mean": "trained at a time, mean", "peak": "peak", "cumulative": "changed in the end"}.items():
-        columns[f"{what} (% of all)"] = lambda row, name=name: _known(row[f"{name}_of_total"], percent)
-        columns[f"{what} (% of blocks)"] = lambda row, name=name: _known(row[f"{name}_of_blocks"], percent)
+    for name, what in {"mean": "mean", "peak": "peak", "cumulative": "changed"}.items():
+        columns[f"{what}, % of all"] = lambda row, name=name: _known(row[f"{name}_of_total"], percent)
+        columns[f"{what}, % of blocks"] = lambda row, name=name: _known(row[f"{name}_of_blocks"], percent)
     columns |= {
         "TFLOP": lambda row: _known(row["flops"] / 1e12, "{:,.3g}".format),
         "seconds": lambda row: _known(row["seconds"], "{:,.0f}".format),
@@ -88,7 +88,7 @@ def cost_rows(comparison: Comparison) -> dict[str, Any] | None:
     kind = f" Memory: {', '.join(memory.get(str(kind), str(kind)) for kind in kinds)}." if kinds else ""
     note = (
         "% of all: of all parameters of the model, embeddings and head among them. % of blocks: parameters of blocks "
-        "that trained, of those of all blocks. changed in the end: those whose change may be in the result. FLOPs: "
+        "that trained, of those of all blocks. mean and peak: at a time; changed: in the end. FLOPs: "
         f"forward and backward passes by torch's counter, 2 a multiply-add. ms a step: median.{kind}"
     )
     return _without_empty(_table("What the training cost", "cost", frame, columns)) | {"note": note}

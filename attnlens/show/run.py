@@ -258,7 +258,7 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
 
 def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_length: int) -> str:
     names = ", ".join(model.name for model in models)
-    tokens = min(max_length, *(longest_input(model.model, model.tokenizer) for model in models))
+    tokens = min(max_length, *(longest_input(model.model, model.tokenizer) - model.virtual for model in models))
     invitation = "; --data FILE measures on your task" if texts.probe else ""
     return (
         f"Measuring {names} on {count} of {len(texts.corpus)} texts, at most {tokens} tokens each: "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -98,17 +99,11 @@ def selection(comparison: Comparison, table: pd.DataFrame) -> Drawing:
         "frozen and did not move; grey: a probe, in which all blocks are measured to choose among them. Blocks that "
         f"are never chosen get back the weights they had before the probe.{score} One run a model: no interval."
     )
-    parts = [
-        f"{model}: {training_words.selection_finding(switched)}"
-        if several
-        else training_words.selection_finding(switched)
-        for model, switched in told.items()
-        if switched is not None
-    ]
+    found = {model: training_words.selection_finding(each) for model, each in told.items() if each is not None}
     height = min(map_height(int(table["block"].max())), 2.6)
     columns = 2 if scored else 1
     draw = panels(Layout(len(shown), height, "", across=columns, share=False), panel)
-    return Drawing("selection", "training", _sentence("; ".join(parts)), caption, table, draw)
+    return Drawing("selection", "training", _told(comparison, found), caption, table, draw)
 
 
 def movement(comparison: Comparison, table: pd.DataFrame) -> Drawing:
@@ -152,17 +147,20 @@ def attention(comparison: Comparison, table: pd.DataFrame) -> Drawing:
 
 def _lines(comparison: Comparison, table: pd.DataFrame, pairs: list[tuple[str, str]], column: str):
     """Panels of lines by depth, one for each (model, part)."""
-    names = labels(comparison.models, limit=TITLE)
+    names = labels(comparison.models, limit=18)
     several = len(comparison.models) > 2
     parts = list(dict.fromkeys(name for _, name in pairs))
     unit, depth, log = LINES[column]
     deepest = int(table["block"].max())
+    values = table[column].to_numpy(float)
+    top, least = float(np.nanmax(values)), float(np.min(values, where=values > 0, initial=np.inf))
+    limits = (least / 2, 2 * top) if log and top > 0 else (0.0, 1.05 * top or 1.0)
 
     def panel(ax: Axes, index: int) -> None:
         model, name = pairs[index]
         rows = table[table["model"] == model]
         rows = rows[rows["part"] == name] if name else rows
-        training_plots.depth_lines(rows, ax, column, deepest=deepest, log=log)
+        training_plots.depth_lines(rows, ax, column, deepest=deepest, limits=limits)
         title = "\n".join(word for word in (names[model] if several else "", name) if word)
         if title:
             ax.set_title(title)
@@ -173,10 +171,15 @@ def _lines(comparison: Comparison, table: pd.DataFrame, pairs: list[tuple[str, s
 
 def _each(comparison: Comparison, table: pd.DataFrame, finding: Callable[[pd.DataFrame], str]) -> str:
     """A finding of each model, named where there are several."""
-    parts = []
-    for model, rows in table.groupby("model", sort=False):
-        parts.append(f"{model}: {finding(rows)}" if len(comparison.models) > 2 else finding(rows))
-    return _sentence("; ".join(parts))
+    return _told(comparison, {str(model): finding(rows) for model, rows in table.groupby("model", sort=False)})
+
+
+def _told(comparison: Comparison, found: dict[str, str]) -> str:
+    """Findings with the models they are true of, where there are several."""
+    if len(comparison.models) == 2:
+        return _sentence(next(iter(found.values()), "nothing is known"))
+    same = {finding: [model for model in found if found[model] == finding] for finding in found.values()}
+    return _sentence("; ".join(f"{findings.listed(models)}: {finding}" for finding, models in same.items()))
 
 
 def _sentence(words: str) -> str:

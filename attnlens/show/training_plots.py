@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from attnlens.show.map_plots import bare, inches, lattice
 from attnlens.show.plots import GREYED, HUES, INK, QUIET, RISING, step_axes
@@ -75,11 +75,13 @@ def choice_scores(table: pd.DataFrame, ax: Axes) -> Axes:
     return bare(ax)
 
 
-def depth_lines(table: pd.DataFrame, ax: Axes, column: str, *, deepest: int, log: bool = False) -> Axes:
+def depth_lines(table: pd.DataFrame, ax: Axes, column: str, *, deepest: int, limits: tuple[float, float]) -> Axes:
     """`column` over steps, a line a block, darker up to block `deepest`; a line is broken where nothing was measured.
 
-    table: columns step, block (from 1), `column`. The lines are `ax.collections[0]`, coloured by block.
+    table: columns step, block (from 1), `column`. limits: ends of the axis, which is logarithmic where it does not
+    begin at 0. The lines are `ax.collections[0]`, coloured by block.
     """
+    log = limits[0] > 0
     pieces, depths, alone = [], [], []
     for block in sorted(set(table["block"])):
         points = table[table["block"] == block].sort_values("step")[["step", column]].to_numpy(float)
@@ -99,11 +101,22 @@ def depth_lines(table: pd.DataFrame, ax: Axes, column: str, *, deepest: int, log
         ax.scatter(x, y, s=9, c=depth, linewidths=0, **look)
     if log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers would be formulas
-    ax.autoscale_view()
-    if not log:
-        ax.set_ylim(bottom=0)
+        ticks = _log_ticks(*limits)
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])  # powers would be formulas
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    ax.set_ylim(*limits)
+    ax.autoscale_view(scaley=False)
     return step_axes(ax)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, … between two numbers above 0; whole decades where these are many."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    fine = [tick for power in decades for digit in (1, 2, 5) if low <= (tick := digit * 10.0**power) <= high]
+    whole = [10.0**power for power in decades if low <= 10.0**power <= high]
+    return fine if len(fine) <= 5 else whole[:: 1 + len(whole) // 6]
 
 
 def _whole_axis(ax: Axes, blocks: int) -> None:

@@ -142,12 +142,12 @@ def forgetting_sentences(comparison: Comparison) -> list[str]:
             word = "worse" if after > before else "better" if after < before else "the same"
             told.append(f"loss {before:.3f} nats a token before training, {after:.3f} after ({word})")
         if not math.isnan(kl):
-            told.append(f"KL divergence of tuned from base {kl:.3f} nats a token")
+            told.append(f"KL(base‖tuned) {kl:.3f} nats a token")
         drift = _drift(facts)
-        if told or drift:
-            found.append(f"{model}, on {name}: {'; '.join([*told, *drift])}.")
-        elif reason := text(facts.get("reason")):
-            found.append(f"{model}: forgetting was not measured: {reason.rstrip('.')}.")
+        reason = text(facts.get("reason")).rstrip(".")
+        unknown = [f"the loss is not known: {reason}"] if reason and not told else []
+        if told or drift or unknown:
+            found.append(f"{model}, on {name}: {'; '.join([*told, *drift, *unknown])}.")
     return found
 
 
@@ -162,10 +162,11 @@ def data_sentences(comparison: Comparison) -> list[str]:
 
 
 def _drift(facts: dict[str, Any]) -> list[str]:
-    """The layer whose hidden states moved farthest on the general text."""
+    """The layer whose hidden states moved farthest on the general text; the embeddings stand before the first."""
     values = facts.get("drift")
     drift = np.array([number(value) for value in values] if isinstance(values, list) else [], float)
     if not np.isfinite(drift).any():
         return []
     top = int(np.nanargmax(drift))
-    return [f"hidden states moved farthest in layer {top + 1} ({drift[top]:.3f})"]
+    where = f"layer {top}" if top else "the embeddings"
+    return [f"hidden states moved farthest in {where} (by {100 * drift[top]:.0f} % of their length)"]

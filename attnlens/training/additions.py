@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
 )
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -86,7 +88,7 @@ def prompt(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Sele
     selection = _inserted(model, config, options, seed, {"virtual_tokens": count})
     assert isinstance(selection.model, PeftModel)
     _TextOnly(selection.model, count).attach()
-    return selection
+    return replace(selection, virtual=count)
 
 
 def adapter(model: PreTrainedModel, options: TrainOptions, seed: int = 0) -> Selection:
@@ -181,6 +183,10 @@ def _inserted(
 def _save(wrapped: PeftModel, folder: Path, base: str, *, merge: bool) -> None:
     """A plain PEFT directory that names its base, or the merged model; the run is over: merging is not undone."""
     if merge:
+        # PEFT 0.21.2 cannot unload a trained copy of a module that is no single layer, as BERT's pooler.
+        for name, module in list(wrapped.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                wrapped.set_submodule(name, module.modules_to_save["default"])
         wrapped.merge_and_unload().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         return
     wrapped.peft_config["default"].base_model_name_or_path = base

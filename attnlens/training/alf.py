@@ -3,9 +3,10 @@
 The controller knows parameters and an optimizer, neither Trainer nor model, so that a loop in a notebook can use it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
+from attnlens.core.errors import Diverged, TrainingError, UnknownName, UnsupportedModel
 from attnlens.training.importance import SCORES, Blocks, Meter, copied
 
 DENOMINATORS = ("total", "blocks")
@@ -29,6 +30,7 @@ class Plan:
     last step after which blocks are chosen anew (None: no end). skip: steps of a probe before its window starts.
     smoothing: weight of the earlier probes in a score. hysteresis: share that is added to the score of a block in
     training. rollback: blocks never chosen lose what probes did to them. commit: choose once. seed: of random scores.
+    in_parts: the gradient of a step comes from several batches or processes; `gradients` tells when it is complete.
     """
 
     score: str = "weight_change"
@@ -44,6 +46,7 @@ class Plan:
     rollback: bool = True
     commit: bool = False
     seed: int = 0
+    in_parts: bool = False
 
     def __post_init__(self):
         if self.score not in SCORES:
@@ -115,7 +118,11 @@ class LayerController:
     every optimizer step, before the scheduler's. A frozen parameter has no gradient and no optimizer state, so that it
     does not move by one bit, also under momentum and decay. Before a probe that trains, all blocks lose their state: a
     block whose state is younger moves about three times as fast and would always win. `active`: blocks in training;
-    `probing`: whether all are being measured, so that the weights are not to be judged or saved.
+    `probing`: whether all are being measured, so that the weights are not to be judged or saved; `last`: whether what
+    trains now trains to the end.
+
+    agree: makes the scores of several processes one. state: what `state` gave when the run was stopped; weights and
+    optimizer are to be as they were then.
 
     >>> layers = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)), torch.nn.Linear(2, 1))
     >>> *blocks, head = [list(layer.parameters()) for layer in layers]
@@ -131,9 +138,18 @@ class LayerController:
     (['probe', 'run'], 1)
     """
 
-    def __init__(self, blocks: Blocks, head: Sequence[Parameter], optimizer: Optimizer, plan: Plan):
+    def __init__(
+        self,
+        blocks: Blocks,
+        head: Sequence[Parameter],
+        optimizer: Optimizer,
+        plan: Plan,
+        *,
+        agree: Callable[[list[float]], list[float]] = list,
+        state: dict[str, Any] | None = None,
+    ):
         self.blocks = tuple(tuple(block) for block in blocks)
-        self.plan = plan
+        self.plan, self._agree = plan, agree
         self.active: tuple[int, ...] = ()
         self.choices: list[Choice] = []
         self.phases: list[Phase] = []
@@ -142,13 +158,44 @@ class LayerController:
         self._steps, self._left = 0, 0
         self._meter: Meter | None = None
         self._kept: dict[int, list[Tensor]] = {}
-        self._groups = self._check(head)
-        self._begin()
+        self._groups = _groups(self.blocks, head, optimizer)
+        if plan.capacity is not None and not _admitted(self.blocks, plan, range(len(self.blocks))):
+            raise TrainingError(f"a capacity of {plan.capacity:,} parameters admits no block.")
+        trained = {id(parameter) for parameters in (*self.blocks, head) for parameter in parameters}
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            _turn(optimizer, parameter, on=id(parameter) in trained)
+        if state is None:
+            self._begin()
+        else:
+            self._restore(state)
 
     @property
     def probing(self) -> bool:
         """Whether a probe is under way."""
         return self._meter is not None
+
+    @property
+    def last(self) -> bool:
+        """Whether no probe and no choice will come."""
+        ends, until = self._steps + self._left, self.plan.until
+        return not self.probing and (self.plan.commit or (until is not None and ends > until))
+
+    def state(self) -> dict[str, Any]:
+        """What a controller needs to go on from here, in plain JSON values; within a probe there is no such thing."""
+        assert not self.probing, "a probe's measurements cannot be taken up again"
+        return {
+            "steps": self._steps,
+            "left": self._left,
+            "active": list(self.active),
+            "choices": [asdict(choice) for choice in self.choices],
+            "phases": [asdict(phase) for phase in self.phases],
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def gradients(self) -> None:
+        """Take note that the gradient of this step is complete, where it comes in parts; before it is clipped."""
+        if self._meter is not None:
+            self._meter.gradients()
 
     def step(self) -> None:
         """Take note of an optimizer step; at the end of a phase, begin the next.
@@ -163,7 +210,8 @@ class LayerController:
             return
         if self._meter is not None:
             scores = self._meter.scores()
-            self._close()
+            self._meter.close()
+            self._meter = None
             self._choose(scores)
         elif not self.plan.commit and (self.plan.until is None or self._steps <= self.plan.until):
             self._begin()
@@ -171,37 +219,19 @@ class LayerController:
     def finish(self) -> None:
         """End the run; a probe that is under way is broken off, and blocks never chosen lose what it did to them."""
         if self._meter is not None:
-            self._close()
+            self._meter.close()
+            self._meter = None
             self._settle(self.active)
 
-    def _check(self, head: Sequence[Parameter]) -> list[int]:
-        """For each block the place of its parameter group, whose learning rate is the block's; freezes the rest."""
-        own = [parameter for block in self.blocks for parameter in block]
-        if not self.blocks or not all(self.blocks):
-            raise TrainingError("needed blocks to choose from, each with parameters.")
-        if len({id(parameter) for parameter in [*own, *head]}) < len(own) + len(head):
-            raise UnsupportedModel("a parameter belongs to two blocks or to a block and the head: none can be frozen.")
-        if self.plan.capacity is not None and not self._admitted(range(len(self.blocks))):
-            raise TrainingError(f"a capacity of {self.plan.capacity:,} parameters admits no block.")
-        if not all(parameter.is_floating_point() for parameter in own):
-            raise UnsupportedModel("blocks of quantised weights cannot be trained, so none can be chosen.")
-        places = {
-            id(parameter): (place, parameter)
-            for place, group in enumerate(self._optimizer.param_groups)
-            for parameter in group["params"]
-        }
-        if not all(id(parameter) in places for parameter in [*own, *head]):
-            raise TrainingError(
-                "the optimizer lacks parameters of blocks or head, which would never move: build it while all require "
-                "gradients."
-            )
-        trained = {id(parameter) for parameter in [*own, *head]}
-        for parameter in head:
-            parameter.requires_grad = True
-        for _, parameter in places.values():
-            if id(parameter) not in trained:
-                self._turn(parameter, on=False)
-        return [places[id(block[0])][0] for block in self.blocks]
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._steps, self._left, self.active = state["steps"], state["left"], tuple(state["active"])
+        self.choices = [
+            Choice(each["step"], *(tuple(each[name]) for name in ("scores", "smoothed", "active")))
+            for each in state["choices"]
+        ]
+        self.phases = [Phase(each["first"], each["kind"], tuple(each["active"])) for each in state["phases"]]
+        self._generator.bit_generator.state = state["generator"]
+        self._turn_blocks(self.active)
 
     def _begin(self) -> None:
         """Start a probe of all blocks, or choose at once where the score needs none."""
@@ -217,14 +247,15 @@ class LayerController:
                 chosen = {number for choice in self.choices for number in choice.active}
                 self._kept = {number: copied(self.blocks[number]) for number in everything if number not in chosen}
         self._turn_blocks(everything)
-        self._meter = self._score.meter(self.blocks, self.plan.skip)
+        self._meter = self._score.meter(self.blocks, self.plan.skip, self.plan.in_parts)
         self._left = self.plan.probe if self.choices else self.plan.warmup
         self.phases.append(Phase(self._steps + 1, "probe", everything if self._score.updates else ()))
 
     def _choose(self, scores: list[float]) -> None:
         """Select the best blocks that fit, and train them from the next step on."""
+        scores = self._agree(scores)
         if not np.isfinite(scores).all():
-            raise TrainingError(f"a block's score is not a number at step {self._steps}: lower the learning rate.")
+            raise Diverged(f"a block's score is not a number at step {self._steps}")
         smoothed, weights = scores, [self._score.rank(score) for score in scores]
         if self._score.meter is not None:
             if self.choices:
@@ -233,21 +264,11 @@ class LayerController:
             weights = [self._score.rank(score) for score in smoothed]
             for number in self.active:
                 weights[number] *= 1 + self.plan.hysteresis
-        self.active = self._admitted(sorted(range(len(weights)), key=lambda number: (-weights[number], number)))
+        order = sorted(range(len(weights)), key=lambda number: (-weights[number], number))
+        self.active = _admitted(self.blocks, self.plan, order)
         self.choices.append(Choice(self._steps, tuple(scores), tuple(smoothed), self.active))
         self._settle(self.active)
         self._left = self.plan.run
-
-    def _admitted(self, order: Sequence[int]) -> tuple[int, ...]:
-        """The blocks that are taken in this order as long as there is room; a later, smaller one may still fit."""
-        taken, used = list[int](), 0
-        for number in order:
-            size = sum(parameter.numel() for parameter in self.blocks[number])
-            fits = self.plan.capacity is None or used + size <= self.plan.capacity
-            if fits and (self.plan.k is None or len(taken) < self.plan.k):
-                taken.append(number)
-                used += size
-        return tuple(sorted(taken))
 
     def _settle(self, active: tuple[int, ...]) -> None:
         """Train `active` alone; blocks that are not in it and never were get back what they had before the probe."""
@@ -263,15 +284,43 @@ class LayerController:
     def _turn_blocks(self, active: Sequence[int]) -> None:
         for number, block in enumerate(self.blocks):
             for parameter in block:
-                self._turn(parameter, on=number in active)
+                _turn(self._optimizer, parameter, on=number in active)
 
-    def _turn(self, parameter: Parameter, *, on: bool) -> None:
-        parameter.requires_grad = on
-        if not on:
-            parameter.grad = None
-            self._optimizer.state.pop(parameter, None)
 
-    def _close(self) -> None:
-        assert self._meter is not None
-        self._meter.close()
-        self._meter = None
+def _admitted(blocks: Blocks, plan: Plan, order: Sequence[int]) -> tuple[int, ...]:
+    """The blocks that are taken in this order as long as there is room; a later, smaller one may still fit."""
+    taken, used = list[int](), 0
+    for number in order:
+        size = sum(parameter.numel() for parameter in blocks[number])
+        fits = plan.capacity is None or used + size <= plan.capacity
+        if fits and (plan.k is None or len(taken) < plan.k):
+            taken.append(number)
+            used += size
+    return tuple(sorted(taken))
+
+
+def _turn(optimizer: Optimizer, parameter: Parameter, *, on: bool) -> None:
+    parameter.requires_grad = on
+    if not on:
+        parameter.grad = None
+        optimizer.state.pop(parameter, None)
+
+
+def _groups(blocks: Blocks, head: Sequence[Parameter], optimizer: Optimizer) -> list[int]:
+    """For each block the place of its parameter group, whose learning rate is the block's, after checking them all."""
+    own = [parameter for block in blocks for parameter in block]
+    if not blocks or not all(blocks):
+        raise TrainingError("needed blocks to choose from, each with parameters.")
+    if len({id(parameter) for parameter in [*own, *head]}) < len(own) + len(head):
+        raise UnsupportedModel("a parameter belongs to two blocks or to a block and the head: none can be frozen.")
+    if not all(parameter.is_floating_point() for parameter in own):
+        raise UnsupportedModel("blocks of quantised weights cannot be trained, so none can be chosen.")
+    places = {
+        id(parameter): place for place, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+    }
+    if not all(id(parameter) in places for parameter in [*own, *head]):
+        raise TrainingError(
+            "the optimizer lacks parameters of blocks or head, which would never move: build it while all require "
+            "gradients."
+        )
+    return [places[id(block[0])] for block in blocks]

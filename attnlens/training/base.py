@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedMode
 from attnlens.training.groups import head_parameters
 
 Loaded = TypeVar("Loaded")
+Problem = Literal["single_label_classification", "multi_label_classification"]
 LONGEST = 512  # tokens of a text that are read unless `max_length` says otherwise
 
 
@@ -55,7 +56,7 @@ class Base:
 def load_classifier(
     base: str | Path,
     labels: tuple[str, ...],
-    problem: str = "single_label_classification",
+    problem: Problem = "single_label_classification",
     auto: Any = AutoModelForSequenceClassification,
 ) -> Base:
     """Load `base` with a head for `labels`, in float32: steps of 1e-5 are lost in bfloat16 weights.

@@ -27,9 +27,11 @@ OVERLAP = 0.25  # share of a window that the next one repeats
 def classification(base: Base, data: Split, options: TrainOptions) -> Work:
     """Texts cut at the options' length or read in windows of it, with the number of their label, or 0 and 1 for each.
 
-    The best step is that of the best macro-F1. Of windows each has the label of its text, and the logits of a text are
-    the mean of its windows'. counts: `windows` are None where texts are cut, else their length, overlap and numbers;
-    `class_weights` by label where there are any, of the positives where texts may have several.
+    The best step is that of the best macro-F1; where texts may have several labels that of the least loss, for no label
+    is predicted, and F1 stays 0, until a probability passes 1/2: patience would run out first. Each window has the
+    label of its text, and the logits of a text are the mean of its windows'. counts: `windows` are None where texts are
+    cut, else their length, overlap and numbers; `class_weights` by label where there are any, of the positives where
+    texts may have several.
     """
     several = data.task == MULTI_LABEL
     (train, truncated), (heldout, _) = (_rows(base, part, data, options) for part in (data.train, data.heldout))
@@ -47,8 +49,8 @@ def classification(base: Base, data: Split, options: TrainOptions) -> Work:
         heldout=heldout,
         collate=lambda rows: pad([{name: value for name, value in row.items() if name != TEXT} for row in rows]),
         measure=multi_label_metrics if several else classification_metrics,
-        best="macro_f1",
-        higher=True,
+        best="loss" if several else "macro_f1",
+        higher=not several,
         start=False,
         counts={
             "truncated": truncated,
@@ -92,7 +94,10 @@ def _truth(example: Example, data: Split) -> int | list[float]:
 
 def _overlap(base: Base, length: int) -> int:
     """Tokens of a window that the next one repeats."""
-    return int(OVERLAP * (length - base.tokenizer.num_special_tokens_to_add()))
+    room = length - base.tokenizer.num_special_tokens_to_add()
+    if room < 1:
+        raise TrainingError(f"max_length={length} leaves no room for text: raise --max-length.")
+    return int(OVERLAP * room)
 
 
 def _first(logits: Any, labels: Tensor) -> Tensor:

@@ -74,9 +74,9 @@ class Forgetting(Observer):
             if job.options.general is not None:
                 raise CorpusError(f"{general.name} holds no text with a token to predict: give other general text.")
             return
-        # Whether the model shows its hidden states at all is better known now than after the training.
+        # A model that reads no such text, or shows no hidden states, is better known now than after the training.
         with undisturbed(job.model):
-            _states(job.model, right_padded([_plain(self._texts[0])]))
+            _states(job.model, right_padded([_plain(max(self._texts, key=len))]))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Remember the device."""

@@ -19,6 +19,9 @@ Blocks = Sequence[Sequence[Parameter]]
 class Meter(Protocol):
     """Measures all blocks over the steps of one probe."""
 
+    def gradients(self) -> None:
+        """Take note that the gradient of a step is complete, where it comes in parts."""
+
     def step(self, rates: Sequence[float]) -> None:
         """Take note of an optimizer step that was made at `rates`, the learning rate of each block."""
 
@@ -35,12 +38,13 @@ class Score:
     """One way to tell how important a block is.
 
     meter: measures over a probe, whose first `skip` steps it leaves out. instant: needs no step; draws from the
-    generator. updates: the blocks train while they are measured. high: whether a high number means important.
+    generator. updates: the blocks train while they are measured. high: whether a high number means important. A meter
+    is made of the blocks, the steps it leaves out, and whether the gradient of a step comes in parts.
     """
 
     name: str
     title: str
-    meter: Callable[[Blocks, int], Meter] | None = None
+    meter: Callable[[Blocks, int, bool], Meter] | None = None
     instant: Callable[[Blocks, np.random.Generator], list[float]] | None = None
     updates: bool = False
     high: bool = True
@@ -67,10 +71,13 @@ class _WeightChange:
     two steps at 0.01 → 0.5 / 5 / 0.02 = 5.
     """
 
-    def __init__(self, blocks: Blocks, skip: int):
+    def __init__(self, blocks: Blocks, skip: int, in_parts: bool):
         self._blocks, self._skip = blocks, skip
         self._start = [] if skip else [copied(block) for block in blocks]
         self._rates = [0.0] * len(blocks)
+
+    def gradients(self) -> None:
+        pass
 
     def step(self, rates: Sequence[float]) -> None:
         if self._skip:
@@ -93,14 +100,16 @@ class _WeightChange:
 
 
 class _GradRatio:
-    """Root mean square of a block's gradient norm over the probe's batches ÷ length of its weights (Auto-RGN).
+    """Root mean square of a block's gradient norm over the probe's steps ÷ length of its weights (Auto-RGN).
 
     Each gradient is counted and freed as soon as it is complete, so that the optimizer never sees it, the block does
-    not move and no two gradients of blocks exist at once. Hand example: weights (3, 4), gradients of length 1 and 7 →
+    not move and no two gradients of blocks exist at once. A gradient that comes in parts, from several batches or
+    processes, is complete when `gradients` says so: the norm of a mean is not the mean of norms, and a block would be
+    judged by how a step was cut up. Hand example: weights (3, 4), gradients of length 1 and 7 →
     √((1 + 49) / 2) / 5 = 1.
     """
 
-    def __init__(self, blocks: Blocks, skip: int):
+    def __init__(self, blocks: Blocks, skip: int, in_parts: bool):
         self._blocks = blocks
         self._squares: list[Tensor | float] = [0.0] * len(blocks)
         self._batches = 0
@@ -108,7 +117,14 @@ class _GradRatio:
             parameter.register_post_accumulate_grad_hook(self._counted(number))
             for number, block in enumerate(blocks)
             for parameter in block
+            if not in_parts
         ]
+
+    def gradients(self) -> None:
+        for number, block in enumerate(self._blocks):
+            for parameter in block:
+                if parameter.grad is not None:
+                    self._counted(number)(parameter)
 
     def _counted(self, number: int) -> Callable[[Tensor], None]:
         def count(parameter: Tensor) -> None:

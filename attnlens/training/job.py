@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from attnlens.training.base import Base, reading_length
-from attnlens.training.methods import Method, Selection, freeze
+from attnlens.training.methods import Method, freeze
 from attnlens.training.options import TrainOptions
+from attnlens.training.selections import Selection
 from attnlens.training.split import Split
 from attnlens.training.tasks import Task, task_for
 from attnlens.training.work import Work

@@ -42,5 +42,5 @@ def _predicted(trainer: Trainer, work: Work, rows: list[Row]) -> tuple[dict[str,
         found = trainer.predict(rows, metric_key_prefix="eval")  # pyright: ignore[reportArgumentType]
     finally:
         trainer.compute_metrics = kept
-    assert found.metrics is not None
+    assert found.metrics is not None and found.label_ids is not None
     return evaluation(found.metrics), EvalPrediction(predictions=found.predictions, label_ids=found.label_ids)

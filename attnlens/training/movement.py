@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from attnlens.core.errors import UnsupportedModel
+from attnlens.training.groups import transformer_blocks
 from attnlens.training.job import Job
 from attnlens.training.memory import available_bytes
-from attnlens.training.methods import transformer_blocks
 from attnlens.training.observer import Observer
 
 POINTS = 50  # of a run at most: each reads every weight twice

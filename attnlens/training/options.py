@@ -21,6 +21,7 @@ WHOLE = (
     "virtual_tokens",
     "bottleneck",
 )
+DTYPES = (None, "float32", "bfloat16")
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -32,7 +33,7 @@ class TrainOptions:
     learning_rate: peak of a linear schedule with 10 % warm-up (None: the method's tested default). max_length: tokens
     that are read at once: of a text, or of each window of a text that is read in windows (None: 512, or fewer if the
     model reads fewer). validation: held-out data (None: a fifth of the training documents). patience: evaluations
-    without a better macro-F1 (of a language model: loss) before training stops.
+    without a better macro-F1 (where a text has not one label: loss) before training stops.
 
     task: a name of `TASKS` (None: what the rows pose). class_weights: rare classes count as much as frequent ones.
     windows: a classifier reads long texts in windows, instead of their beginning.
@@ -46,9 +47,10 @@ class TrainOptions:
     dtype: "bfloat16" computes in it, the weights staying float32. checkpointing: activations are computed again in the
     backward pass, not kept. general: text on which forgetting is measured (None: the embedded general sentences).
     watch_attention: record the attention on a fixed batch while training. null_twin: train once more on shuffled labels
-    or words, and keep that beside `output` (attnlens.training.twin). resume: go on with an interrupted run. columns:
-    our field name → the file's column name. device: "cpu", "cuda", … (None: what the machine has). force: replace a
-    checkpoint at `output`. progress: called after every step and evaluation with (step, total steps, logs).
+    or words, and keep that beside `output` (attnlens.training.twin). resume: go on with an interrupted run of the same
+    arguments, where there is one. columns: our field name → the file's column name. device: "cpu", "cuda", … (None:
+    what the machine has). force: replace a checkpoint at `output`, and without `resume` begin an interrupted run anew.
+    progress: called after every step and evaluation with (step, total steps, logs).
     """
 
     max_steps: int | None = None
@@ -94,6 +96,10 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise TrainingError(f"{name} must be a finite number above 0; got {value!r}.")
+        if self.dtype not in DTYPES:
+            raise TrainingError(
+                f"dtype must be float32 or bfloat16; got {self.dtype!r}: float16 would need its loss scaled."
+            )
         if self.budget is not None and not (isinstance(self.budget, int | float) and 0 < self.budget <= 1):
             raise TrainingError(f"budget must be a share above 0 and at most 1; got {self.budget!r}.")
 

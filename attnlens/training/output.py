@@ -1,20 +1,31 @@
 """Where a run leaves its checkpoint, and what it leaves as it was: other files and the global random states."""
 
+import json
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.identity import home_free, read_record
 from attnlens.checkpoints.source import ADAPTER_CONFIG
-from attnlens.core.errors import OutputExists, TrainingError
+from attnlens.core.errors import Diverged, OutputExists, TrainingError
+from attnlens.training.intermediate import Kept, last_kept
+from attnlens.training.options import TrainOptions
+from attnlens.training.processes import first
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+RUN, ORDER = "run", "order.json"  # in the hidden folder: intermediate checkpoints, and whose they are
 
 
 def check_output(output: str | Path, sources: list[str | Path], *, force: bool) -> Path:
@@ -44,31 +55,120 @@ def check_output(output: str | Path, sources: list[str | Path], *, force: bool) 
     return path
 
 
+def partial_folder(destination: Path) -> Path:
+    """The hidden folder beside a coming checkpoint in which its run lives."""
+    return destination.with_name(f".{destination.name}.partial")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What two runs were not told alike, in words; empty where they are the same run."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    pairs = {name: f"{name} was {before.get(name)}, now {now.get(name)}" for name in names}
+    return ", ".join(pair if len(pair) < 80 else f"other {name}" for name, pair in pairs.items())  # not two checksums
+
+
+def finished(destination: Path, order: dict[str, Any], options: TrainOptions) -> dict[str, Any] | None:
+    """The record of the checkpoint that `resume` finds complete; refused where it is another run's."""
+    if not options.resume or not destination.is_dir() or not any(destination.iterdir()):
+        return None
+    record = read_record(destination)
+    different = differences(record.get("order") or {}, order) if record is not None else "without a record"
+    if different and not options.force:
+        raise OutputExists(
+            f"{home_free(destination)} already holds another run ({different}): choose another output, or --force to "
+            "replace it."
+        )
+    if not different and first():
+        shutil.rmtree(partial_folder(destination), ignore_errors=True)  # of a run killed on its last step
+    return None if different else record
+
+
 @contextmanager
-def published(destination: Path) -> Iterator[Path]:
+def published(destination: Path, order: dict[str, Any], options: TrainOptions) -> Iterator[Path]:
     """A hidden folder beside `destination`; what stands in its `checkpoint` at the end takes the name, by rename.
 
-    The folder, and those above it that were made for it, are removed on every way out but a kill, which never leaves a
-    partial `destination`.
+    The folder outlives an interruption, a kill included, if a checkpoint in it is worth going on from; `order` says of
+    what run. Else it is removed on every way out, with the folders above it that were made for it. Of several processes
+    the first does all this.
     """
-    folder = None
+    folder = partial_folder(destination)
+    if not first():
+        yield folder
+        return
     above = [path for path in destination.parents if not path.exists()]
+    kept = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-        yield folder
-        if destination.exists():
-            destination.rename(folder / "replaced")
-        (folder / "checkpoint").rename(destination)
+        folder.mkdir(exist_ok=True)
+        with _alone(folder, destination):
+            try:
+                _claim(folder, destination, order, options)
+                yield folder
+                if destination.exists():
+                    destination.rename(folder / "replaced")
+                (folder / "checkpoint").rename(destination)
+            except Diverged:
+                raise
+            except BaseException:
+                kept = last_kept(folder / RUN)
+                raise
+            finally:
+                if kept is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt as stop:
+        if kept is None:
+            raise
+        raise KeyboardInterrupt(f"{_going_on(kept)}; the same command with --resume goes on from there") from stop
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise TrainingError(f"cannot write {home_free(destination)}: {reason}.") from error
+        advice = f"; {_going_on(kept)}: --resume goes on from there" if kept is not None else ""
+        raise TrainingError(f"cannot write {home_free(destination)}: {reason}{advice}.") from error
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         for path in above:  # empty where nothing was published
             with suppress(OSError):
                 path.rmdir()
+
+
+def _going_on(kept: Kept) -> str:
+    return f"the checkpoint of step {kept.step} is kept"
+
+
+@contextmanager
+def _alone(folder: Path, destination: Path) -> Iterator[None]:
+    """Hold the folder against a second run with the same output; the system lets go of it at a kill."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExists(
+                f"another run is writing {home_free(destination)}: wait for it, or choose another output."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _claim(folder: Path, destination: Path, order: dict[str, Any], options: TrainOptions) -> None:
+    """Take over what an interrupted run left, or clear it away."""
+    kept = last_kept(folder / RUN)
+    if kept is not None and not options.force and not options.resume:
+        raise OutputExists(
+            f"an interrupted run for {home_free(destination)} got to step {kept.step}: --resume goes on from there, "
+            "--force begins anew."
+        )
+    if kept is not None and options.resume:
+        if different := differences(json.loads((folder / ORDER).read_text(encoding="utf-8")), order):
+            raise OutputExists(
+                f"the interrupted run for {home_free(destination)} is another one ({different}): repeat its command, "
+                "or --force without --resume to begin anew."
+            )
+    else:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        (folder / ORDER).write_text(json.dumps(order, ensure_ascii=False, indent=1), encoding="utf-8")
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The training record `attnlens.json`: what a checkpoint was trained from, on, with and to what end."""
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -20,6 +21,7 @@ from attnlens.training.base import Base
 from attnlens.training.job import Job
 from attnlens.training.judging import evaluation
 from attnlens.training.loop import Outcome
+from attnlens.training.processes import processes
 from attnlens.training.split import Split
 
 HISTORY = 200  # points of the loss curve at most: a record stays readable after 100,000 steps
@@ -96,6 +98,28 @@ def describe_data(data: Split, train: Path | None, heldout: Path | None) -> dict
     }
 
 
+def describe_order(job: Job, base: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this one and no other, in plain JSON values: base, rows, and all that it was told.
+
+    A run is resumed by the same order alone. Where the files lie and whether a twin follows makes no difference.
+    """
+    data = job.data
+    rows = [[example.id for example in part] for part in (data.train, data.heldout)]
+    asked = {name: value for name, value in job.options.record().items() if name not in {"null_twin", "general"}}
+    order = {
+        "base": base["sha256"],
+        "data": data.corpus.checksum,
+        "validation data": data.heldout.checksum,
+        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "method": job.method.name,
+        "seed": job.seed,
+        "processes": processes(),
+        "step of the twin": job.stop_at,
+        **{name: value for name, value in asked.items() if name != "validation"},
+    }
+    return json.loads(json.dumps(order))
+
+
 def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How the model was trained, how far it got, and the versions on which an equal repetition depends."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in parameters_in_use(job.model)]
@@ -108,6 +132,7 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
         "task": job.work.task,
         "seed": job.seed,
         "options": outcome.settings,
+        "fault": outcome.fault,
         "parameters": {"trainable": sum(n for n, trains in counts if trains), "total": sum(n for n, _ in counts)},
         **job.work.counts,
         "metrics": outcome.metrics,

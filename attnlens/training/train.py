@@ -10,15 +10,23 @@ from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.training.cost import bytes_in
 from attnlens.training.data_report import data_report
-from attnlens.training.job import prepare
+from attnlens.training.job import Job, prepare
 from attnlens.training.judging import SCORES
-from attnlens.training.loop import train_model
+from attnlens.training.loop import Outcome, train_model
 from attnlens.training.methods import Method, method_named
 from attnlens.training.observers import observers
 from attnlens.training.options import TrainOptions
-from attnlens.training.output import check_output, published, seeded
+from attnlens.training.output import check_output, finished, published, seeded
 from attnlens.training.overlap import selection_overlap
-from attnlens.training.record import describe_base, describe_data, describe_run, describe_training, write_record
+from attnlens.training.processes import agreed, check_sharding, first
+from attnlens.training.record import (
+    describe_base,
+    describe_data,
+    describe_order,
+    describe_run,
+    describe_training,
+    write_record,
+)
 from attnlens.training.split import Split, split
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.twin import shuffled, twin_path
@@ -37,36 +45,47 @@ class TrainingResult:
     of a language model `perplexity` = exp(loss), the loss being the mean over all predicted tokens, and `base_loss` and
     `base_perplexity` before training. Also `epoch` and `steps` that were trained, and `best_step`, the one that was
     saved. They are what chose that step, so they flatter it.
+
+    note: what `resume` found, where it found something. twin: the same training on shuffled rows, where that was asked
+    for; its metrics are those of the step that the real run kept.
     """
 
     path: Path
     method: str
     metrics: dict[str, float]
     record: dict[str, Any]
+    note: str = ""
+    twin: "TrainingResult | None" = None
 
     def __str__(self) -> str:
-        """A card of four lines; more where texts were cut or left out, or where the data call for a warning."""
-        record, metrics, parameters = self.record, self.metrics, self.record["parameters"]
+        """A card of four lines; more where texts were cut or left out, the data call for a warning, or with a twin."""
+        record, parameters = self.record, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
         if record["switching"] is not None:
             shares = {name: 100 * part["of_total"] for name, part in record["accounting"].items() if name in PARTS}
             trained += " at a time; " + ", ".join(f"{name} {share:.1f} %" for name, share in shares.items())
+        twin = f"\nshuffled twin → {home_free(self.twin.path)}\n  held out: {self.twin.measured}" if self.twin else ""
+        return (
+            f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
+            f"held out: {self.measured}\n"
+            f"trained: {trained}\n"
+            f"kept: step {self.metrics['best_step']}{_stop(record)}; "
+            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}{_lost(record)}"
+            f"{self.note and chr(10)}{self.note}{twin}"
+        )
+
+    @property
+    def measured(self) -> str:
+        """The scores on the held-out rows, in words."""
+        record, metrics = self.record, self.metrics
         texts = f"{record['data']['heldout']['examples']} texts"
         if "perplexity" not in metrics:
             names = [name for name in SCORES if name in metrics]
             scores = ", ".join(f"{name.replace('_f1', '-F1').replace('_', ' ')} {metrics[name]:.3f}" for name in names)
-            measured = f"{scores} ({texts}, {len(record['labels'])} labels)"
-        else:
-            scores = f"perplexity {metrics['base_perplexity']:.2f} before, {metrics['perplexity']:.2f} after"
-            measured = f"{scores}, loss {metrics['loss']:.3f} nats ({record['heldout_tokens']:,} tokens of {texts})"
-        return (
-            f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
-            f"held out: {measured}\n"
-            f"trained: {trained}\n"
-            f"kept: step {metrics['best_step']}{_stop(record)}; "
-            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}{_lost(record)}"
-        )
+            return f"{scores} ({texts}, {len(record['labels'])} labels)"
+        scores = f"perplexity {metrics['base_perplexity']:.2f} before, {metrics['perplexity']:.2f} after"
+        return f"{scores}, loss {metrics['loss']:.3f} nats ({record['heldout_tokens']:,} tokens of {texts})"
 
 
 def finetune(
@@ -85,30 +104,52 @@ def finetune(
     they have labels; the best step is that of the least loss.
 
     `output` becomes a plain Hugging Face directory with its tokenizer and `attnlens.json`. It appears at once and
-    complete, or not at all: until then the run lives in a hidden folder beside it. On a CPU the same arguments and
-    number of threads give the same weights bit for bit. Global random states are left as they were.
+    complete, or not at all: until then the run lives in a hidden folder beside it, from which `options.resume` goes on
+    after an interruption, a kill included, as if there had been none. A loss that is no number ends training: the best
+    step until then is written, and the error names it. On a CPU the same arguments and number of threads give the same
+    weights bit for bit. Global random states are left as they were.
+
+    Under torchrun or accelerate launch the processes share each step's rows, `batch_size` in each; the first writes.
     """
+    check_sharding()
     chosen = method_named(method, options)
+    check_seed(seed)
+    sources = [source for source in (base, train, options.validation) if isinstance(source, str | Path)]
+    destination = check_output(output, sources, force=options.force or options.resume)
+    data, paths = read_rows(train, options, seed)
+    order = _Order(base, chosen, data, paths, seed, options, destination)
+    if not options.null_twin:
+        return _carried_out(order)
+    beside = check_output(twin_path(destination), sources, force=options.force or options.resume)
+    result = _carried_out(order)
+    steps = int(result.metrics["best_step"])
+    real = (result.record["selection_overlap"] or {}).get("active")
+    null = replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real)
+    try:
+        twin = _carried_out(null)
+    except KeyboardInterrupt as stop:
+        told = f"{home_free(destination)} is complete, its twin not"
+        raise KeyboardInterrupt(str(stop) or f"{told}; the same command with --resume trains it") from stop
+    return replace(result, twin=twin)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what torch and numpy would not both take."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise TrainingError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}.")
-    sources = [source for source in (base, train, options.validation) if isinstance(source, str | Path)]
-    destination = check_output(output, sources, force=options.force)
+
+
+def read_rows(
+    train: Corpus | str | Path, options: TrainOptions, seed: int
+) -> tuple[Split, tuple[Path | None, Path | None]]:
+    """Training and held-out rows, and the files they come from."""
     corpus, path = _corpus(train, options)
     validation, validation_path = (
         _corpus(options.validation, options) if options.validation is not None else (None, path)
     )
     if validation is not None and None not in (path, validation_path):
         _check_apart(corpus, validation)
-    data = split(corpus, validation, seed, options.task)
-    order = _Order(base, chosen, data, (path, validation_path), seed, options, destination)
-    if not options.null_twin:
-        return _carried_out(order)
-    beside = check_output(twin_path(destination), sources, force=options.force)
-    result = _carried_out(order)
-    steps = int(result.metrics["best_step"])
-    real = (result.record["selection_overlap"] or {}).get("active")
-    _carried_out(replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real))
-    return result
+    return split(corpus, validation, seed, options.task), (path, validation_path)
 
 
 @dataclass(frozen=True)
@@ -128,35 +169,57 @@ class _Order:
 
 def _carried_out(order: _Order) -> TrainingResult:
     """One run from loading to the published checkpoint."""
-    with quiet(), seeded(order.seed), published(order.destination) as folder:
+    with quiet(), seeded(order.seed):
         job = prepare(order.base, order.data, order.method, order.options, order.seed)
         job = replace(job, stop_at=order.stop_at)
-        identity, report = describe_base(job.base), data_report(job.data, job.base.tokenizer, job.options.length)
-        switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
-        watching = observers(job, switching[0] if switching else None)
-        outcome = train_model(job, folder, [*switching, *watching])
-        controller = switching[0].controller if switching else None
-        record = {
-            **describe_run(job, outcome),
-            **describe_training(job, controller, outcome),
-            **{observer.key: observer.facts() for observer in watching},
-            "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
-            "null_twin": order.stop_at is not None,
-            "base": identity,
-            "data": describe_data(order.data, *order.paths),
-            "labels": list(job.data.labels),
-            "data_report": report,
-        }
+        identity = describe_base(job.base)
+        asked = describe_order(job, identity)
+        if (record := finished(order.destination, asked, order.options)) is not None:
+            note = f"{home_free(order.destination)} is complete: nothing was left to do"
+            return TrainingResult(order.destination, order.method.name, record["metrics"], record, note)
+        with published(order.destination, asked, order.options) as folder:
+            outcome, record = _trained(order, job, folder, {"base": identity, "order": asked})
+        agreed(None)  # none returns before the first has published
+    if outcome.fault is not None:
+        raise TrainingError(
+            f"{outcome.fault}; step {outcome.metrics['best_step']}, the best until then, is kept in "
+            f"{home_free(order.destination)}: lower --learning-rate, or check the base's weights."
+        )
+    note = f"resumed from step {outcome.resumed}" if outcome.resumed is not None else ""
+    return TrainingResult(order.destination, order.method.name, outcome.metrics, record, note)
+
+
+def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) -> tuple[Outcome, dict[str, Any]]:
+    """Train, and write the checkpoint with its record into the folder."""
+    report = data_report(job.data, job.base.tokenizer, job.options.length)
+    switching = [LayerSwitching(job.selection.plan, job.base.model)] if job.selection.plan is not None else []
+    watching = observers(job, switching[0] if switching else None)
+    outcome = train_model(job, folder, [*switching, *watching])
+    controller = switching[0].controller if switching else None
+    record = {
+        **describe_run(job, outcome),
+        **describe_training(job, controller, outcome),
+        **{observer.key: observer.facts() for observer in watching},
+        "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
+        "null_twin": order.stop_at is not None,
+        **identity,
+        "data": describe_data(order.data, *order.paths),
+        "labels": list(job.data.labels),
+        "data_report": report,
+    }
+    if first():
         job.save(folder / "checkpoint")
         record["cost"]["checkpoint_bytes"] = bytes_in(folder / "checkpoint")
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
-    return TrainingResult(order.destination, order.method.name, outcome.metrics, record)
+    return outcome, record
 
 
 def _stop(record: dict[str, Any]) -> str:
     """Of how many steps, and why there were no more of them."""
     options, steps = record["options"], record["metrics"]["steps"]
+    if record["fault"] is not None:
+        return f"; {record['fault']}"
     if steps >= options["max_steps"]:
         return f" of {steps}"
     patience = f"no better for {options['patience']} evaluations"

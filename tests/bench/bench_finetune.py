@@ -36,8 +36,9 @@ from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, Example
 from attnlens.training.alf import LayerController
 from attnlens.training.cost import batch_loss
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.job import Job, prepare
-from attnlens.training.methods import METHODS, head_parameters, transformer_blocks
+from attnlens.training.methods import METHODS
 from attnlens.training.options import TrainOptions
 from attnlens.training.output import seeded
 from attnlens.training.split import CLASSIFICATION, Split
@@ -97,6 +98,7 @@ class Loop:
 
     def __init__(self, base: Path, variant: Variant, batch: int, tokens: int):
         options = TrainOptions(batch_size=batch, max_length=tokens, device="cpu", **variant.options)
+        torch.manual_seed(0)  # of dropout: every repetition chooses the same blocks
         with quiet(), seeded(0):
             self.job: Job = prepare(base, words(batch, tokens), METHODS[variant.method], options, 0)
         self.model = self.job.model.train()
@@ -134,7 +136,10 @@ class Loop:
         named = self.job.base.model.named_parameters()
         if any(p.requires_grad and id(p) not in own and name not in head for name, p in named):
             return None
-        return [n for n, block in enumerate(blocks) if all(p.requires_grad for p in block.parameters())]
+        trained = [[p.requires_grad for p in block.parameters()] for block in blocks]
+        if any(any(block) and not all(block) for block in trained):
+            return None  # an adapter inside
+        return [number for number, block in enumerate(trained) if all(block)]
 
 
 def seconds(base: Path, chosen: list[Variant], arguments: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from attnlens.training.alf import Choice, LayerController, Plan
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
-from attnlens.training.methods import head_parameters, transformer_blocks
 
 BLOCKS, PLANTED, STEPS = 6, 2, 10
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, 1e-3), "sgd": (torch.optim.SGD, 1e-1)}

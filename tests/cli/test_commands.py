@@ -95,6 +95,12 @@ def test_the_demo_trains_once_and_reports(
     assert value["models"] == list(demonstration.NAMES) and tree(tmp_path) == before
     records = [json.loads((tmp_path / folder / "attnlens.json").read_text()) for folder in ("demo/tuned.ckpt", TWIN)]
     assert [(record["method"], record["null_twin"]) for record in records] == [("alf", False), ("alf", True)]
+    shutil.rmtree(tmp_path / TWIN)  # as if stopped between the two
+    assert attnlens("demo").code == 0 and tree(tmp_path / "demo/tuned.ckpt") == {
+        Path(name).relative_to("demo/tuned.ckpt").as_posix(): value
+        for name, value in before.items()
+        if str(name).startswith("demo/tuned.ckpt")
+    }
 
 
 def test_the_library_gives_what_the_command_gives(finished: Finished, undrawn: None, tuning: Tuning, tmp_path: Path):

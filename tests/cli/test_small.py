@@ -41,6 +41,19 @@ def test_a_report_on_few_held_out_documents(
     assert (tmp_path / "report-base.ckpt-vs-few.ckpt" / "report.html").is_file()
 
 
+def test_a_report_needs_nothing_but_the_adapter_that_was_trained(
+    attnlens: Run, tuning: Tuning, tmp_path: Path, undrawn: None
+):
+    """Base and held-out texts are found through it; both models are one, so that the base has its own weights."""
+    data = few(tmp_path / "few.jsonl", 10)
+    done = attnlens("finetune", tuning.base, "--data", data, "--method", "lora", "--max-steps", "2", "-o", "lora.ckpt")
+    assert done.code == 0, done.err
+    assert "fine-tuned by 'lora'" in done.out
+    done = attnlens("report", "lora.ckpt", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["texts"] == 4
+
+
 def test_one_text_is_enough_for_a_report(attnlens: Run, tuning: Tuning, tmp_path: Path):
     done = attnlens("report", tuning.tuned, "--limit", "1", "--json", "-o", "one")
     assert done.code == 0, done.err

@@ -84,6 +84,12 @@ def test_lines_are_the_recorded_changes(drawings: dict[str, Drawing]):
     gradient = drawn(drawings["gradient_norms"]).axes[0]
     assert gradient.get_yscale() == "log" and len(gradient.collections[0].get_segments()) == 3
     assert gradient.collections[0].get_array().tolist() == [4, 5, 6], "frozen blocks have no line"
+    labels = [tick.get_text() for tick in (*gradient.get_yticklabels(), *gradient.get_yticklabels(minor=True))]
+    assert "5" in labels and "$" not in "".join(labels)
+    for drawing, top in ((drawings["weight_movement"], 8), (drawings["attention_while_training"], 2.96)):
+        assert all(ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > top for ax in drawn(drawing).axes[:-1]), (
+            "nothing is cut"
+        )
 
 
 def test_a_line_is_broken_where_a_block_was_frozen(comparison: Comparison):
@@ -109,8 +115,8 @@ def test_the_cost_names_both_denominators(told: Comparison):
     assert (row["mean_of_total"], row["peak_of_blocks"]) == (pytest.approx(27.9), 100)
     table = page_tables(told)["cost"]
     cells = dict(zip(table["columns"], table["rows"][0], strict=True))
-    assert cells["trained at a time, mean (% of all)"][0] == "28"
-    assert cells["trained at a time, mean (% of blocks)"][0] == "58"
+    assert cells["mean, % of all"][0] == "28"
+    assert cells["mean, % of blocks"][0] == "58"
     assert (cells["TFLOP"][0], cells["peak memory (MiB)"][0], cells["ms a step"][0]) == ("3.5", "900", "250")
     assert "of all parameters" in table["note"] and "of the whole process" in table["note"]
 
@@ -123,8 +129,8 @@ def test_forgetting_and_classes_are_tables(told: Comparison):
         [("=licence", "=licence"), ("0.500", 0.5), ("1.000", 1.0), ("0.667", 2 / 3), ("12", 12.0)]
     ]
     assert forgetting_sentences(told) == [
-        "minilm-contracts, on general sentences: loss 3.000 nats a token before training, 3.500 after (worse); KL "
-        "divergence of tuned from base 0.250 nats a token."
+        "minilm-contracts, on general sentences: loss 3.000 nats a token before training, 3.500 after (worse); "
+        "KL(base‖tuned) 0.250 nats a token; hidden states moved farthest in layer 2 (by 30 % of their length)."
     ]
     assert {"training", "cost", "forgetting", "selection_overlap", "classes"} <= set(all_tables(told))
     assert all_tables(told)["selection_overlap"].iloc[0].to_dict() == {

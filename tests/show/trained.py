@@ -65,7 +65,8 @@ def record(*, null: bool = False, blocks: int = BLOCKS) -> dict[str, Any]:
             "memory_kind": "process",
             "checkpoint_bytes": 87 * 2**20,
         },
-        "forgetting": {"text": "general sentences", "tokens": 4000, "loss_before": 3.0, "loss_after": 3.5, "kl": 0.25},
+        "forgetting": {"text": "general sentences", "tokens": 4000, "loss_before": 3.0, "loss_after": 3.5, "kl": 0.25}
+        | {"drift": [0.0, 0.1, 0.3, 0.2], "reason": None},
         "selection_overlap": overlap | ({"real": 1.0} if null else {}),
         "per_class": {"classes": [{"label": "=licence", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "n": 12}]},
         "data_report": {"duplicates": 3, "leaked": 0, "warnings": ["3 of 9 training texts repeat an earlier one."]},

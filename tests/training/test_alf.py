@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
+from attnlens.core.errors import Diverged, TrainingError, UnknownName, UnsupportedModel
 from attnlens.training import alf
 from attnlens.training.alf import LayerController, Plan, capacity
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
-from attnlens.training.methods import head_parameters, transformer_blocks
 
 QUICK = Plan(k=2, warmup=4, probe=4, run=3, skip=1)
 SHAPE: dict[str, Any] = {
@@ -481,5 +481,5 @@ def test_wrong_plans_and_parameters_are_refused():
 
 
 def test_a_score_that_is_no_number_stops_the_run():
-    with pytest.raises(TrainingError, match="a block's score is not a number at step 2: lower the learning rate"):
+    with pytest.raises(Diverged, match="a block's score is not a number at step 2"):
         pulled([[1.0], [1.0]], [[[math.inf], [1.0]]] * 2, Plan(k=1, warmup=2, probe=2, skip=0), [0.1] * 2)

@@ -66,6 +66,29 @@ def test_passes_of_unequal_size_add_up_to_one_batch(kind: str):
     torch.testing.assert_close(parts.grad, whole.grad)
 
 
+def test_a_run_in_passes_is_the_run_of_one_batch(tiny: Tiny, corpus: Corpus, tmp_path: Path):
+    """The Trainer hands the count of the whole step to a weighted loss: one step of 2 · 4 rows is one of 8."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    with quiet(), torch.random.fork_rng():
+        model = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3, **off)
+        model.config.id2label = {0: "cap", 1: "law", 2: "term"}
+        model.save_pretrained(tmp_path / "base")
+        AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(tmp_path / "base")
+    skewed = corpus.select([row for row in range(len(corpus)) if row % 3 == 0 or row < 18])
+    found = []
+    for name, batch, passes in (("one", 8, 1), ("two", 4, 2)):
+        options = replace(FEW, max_steps=1, batch_size=batch, accumulation=passes, class_weights=True)
+        result = finetune(tmp_path / "base", skewed, output=tmp_path / name, options=options)
+        found.append(result.record)
+        assert result.record["base"]["new_parameters"] == []
+    losses = [[row["loss"] for row in record["history"] if "loss" in row] for record in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    weights = found[0]["class_weights"]
+    counts = found[0]["data_report"]["labels"]["train"]
+    rows = sum(counts.values())
+    assert weights == pytest.approx({label: rows / (3 * count) for label, count in counts.items()})
+
+
 def test_one_prediction_a_text():
     """Three windows of text 0 and one of text 1; means 2 and 0, 0 and 1."""
     rows: list[Row] = [{"text": number} for number in (0, 1, 0, 0)]

@@ -22,7 +22,8 @@ from transformers import (
 
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
-from attnlens.training.methods import METHODS, freeze, head_parameters, method_named, transformer_blocks
+from attnlens.training.groups import head_parameters, transformer_blocks
+from attnlens.training.methods import METHODS, freeze, method_named
 from attnlens.training.options import TrainOptions
 
 # Where each architecture keeps its blocks and its head, written by hand.

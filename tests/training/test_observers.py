@@ -16,9 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from attnlens.text.corpus import Corpus
 from attnlens.training.cost import KERNELS, Cost, batch_loss, bytes_in, training_flops
+from attnlens.training.groups import transformer_blocks
 from attnlens.training.job import Job, prepare
 from attnlens.training.memory import PeakMemory, model_bytes
-from attnlens.training.methods import METHODS, transformer_blocks
+from attnlens.training.methods import METHODS
 from attnlens.training.movement import PARTS, Movement
 from attnlens.training.observers import observers
 from attnlens.training.split import split

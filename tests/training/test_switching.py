@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from attnlens.checkpoints.load import quiet
 from attnlens.cli import app
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
 from attnlens.text.corpus import Corpus
-from attnlens.training.alf import LayerController, Plan
+from attnlens.training.alf import LayerController
 from attnlens.training.base import load_classifier, load_language_model
+from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
-from attnlens.training.methods import METHODS, head_parameters, transformer_blocks
-from attnlens.training.switching import LayerSwitching
+from attnlens.training.methods import METHODS
 from attnlens.training.train import TrainingResult, TrainOptions, finetune
 
 Tiny = Callable[[str], Path]
@@ -264,12 +263,6 @@ def test_a_block_that_shares_a_parameter_with_the_rest_is_refused(tiny: Tiny):
     model.get_submodule("bert.encoder.layer.1.output.LayerNorm").weight = norm.weight  # pyright: ignore
     with pytest.raises(UnsupportedModel, match="a block shares a parameter with what lies outside the blocks"):
         METHODS["alf"].select(model, TrainOptions(budget=0.5))
-
-
-def test_several_processes_are_refused():
-    callback: Any = LayerSwitching(lambda steps: Plan(), None)
-    with pytest.raises(TrainingError, match="2 processes: blocks that are frozen and freed again would drift apart"):
-        callback.on_train_begin(SimpleNamespace(world_size=2), None, None, model=None, optimizer=None)
 
 
 def test_static_methods_take_the_blocks_they_name(tiny: Tiny):

@@ -5,18 +5,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     BartConfig,
     BartModel,
+    BertConfig,
     BertForMaskedLM,
     EvalPrediction,
 )
@@ -70,8 +72,13 @@ def masking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masking") / "bert"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-        config = AutoConfig.for_model("bert", **sizes, vocab_size=len(tokenizer), max_position_embeddings=40)
+        sizes: dict[str, Any] = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        }
+        config = BertConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=40)
         BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -139,7 +146,8 @@ def test_tokens_take_the_label_of_their_span(tiny: Tiny, tiny_lm: Tiny):
     """Special tokens have none; the first listed span wins; half a word is a word's token; a blank is no part."""
     text = "the party limits liability of the deed"
     example = Example(text, "1", "1", spans=(Span(4, 12, "cap"), Span(10, 26, "law")))
-    data = Split("token-classification", *[Corpus((example,), "x", "", False)] * 3, ("O", "cap", "law"), [0], None)
+    corpus = Corpus((example,), "x", "", False)
+    data = Split("token-classification", corpus, corpus, corpus, ("O", "cap", "law"), [0], None)
     row, cut = token_row(loaded(tiny("bert"), data), example, data.labels, 40)
     assert row["labels"] == [-100, 0, 1, 1, 2, 0, 0, 0, -100] and not cut
     row, cut = token_row(loaded(tiny("bert"), data), example, data.labels, 6)
@@ -236,21 +244,27 @@ def test_hidden_losses_by_hand():
 # --- heads and refusals -----------------------------------------------------------------------------------------------
 
 
+def head(base: Base) -> nn.Linear:
+    found = base.model.classifier
+    assert isinstance(found, nn.Linear)
+    return found
+
+
 def test_a_head_of_these_labels_is_kept_and_another_is_not(tiny: Tiny, tmp_path: Path):
     with quiet(), torch.random.fork_rng():
         first = load_classifier(tiny("bert"), ("b", "c", "a"))
         first.model.save_pretrained(tmp_path / "head")
         first.tokenizer.save_pretrained(tmp_path / "head")
-        weight = first.model.classifier.weight
+        weight = head(first).weight
         same = load_classifier(tmp_path / "head", ("a", "b", "c"))
         other = load_classifier(tmp_path / "head", ("a", "b", "d"))
         several = load_classifier(tmp_path / "head", ("a", "b", "c"), "multi_label_classification")
         tokens = load_tagger(tmp_path / "head", ("a", "b", "c"))
-    assert same.labels == ("b", "c", "a") and torch.equal(same.model.classifier.weight, weight)
+    assert same.labels == ("b", "c", "a") and torch.equal(head(same).weight, weight)
     assert not same.new_parameters and same.model.config.label2id == {"b": 0, "c": 1, "a": 2}
     for base in (other, several, tokens):
         assert base.new_parameters == ("classifier.bias", "classifier.weight")
-        assert not torch.equal(base.model.classifier.weight, weight) and not base.model.classifier.bias.any()
+        assert not torch.equal(head(base).weight, weight) and not head(base).bias.any()
     assert other.labels == ("a", "b", "d")
 
 
@@ -291,7 +305,7 @@ def test_rows_that_cannot_serve_the_task(corpus: Corpus, several: Corpus, marked
 def test_bases_that_cannot_serve_the_task(tiny: Tiny, tiny_lm: Tiny, corpus: Corpus, marked: Corpus, tmp_path: Path):
     output = tmp_path / "out"
     masked, tokens = replace(FEW, task="masked-lm"), replace(FEW, task="token-classification")
-    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1}
+    sizes: dict[str, Any] = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1}
     bart = BartConfig(**sizes, decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8, vocab_size=60)
     BartModel(bart).save_pretrained(tmp_path / "bart")
     encoder_tokenizer().save_pretrained(tmp_path / "bart")

@@ -320,9 +320,11 @@ def test_a_killed_run_leaves_no_checkpoint(tiny: Tiny, data_file: Path, tmp_path
     command = [sys.executable, "-c", code, str(tiny("bert")), str(data_file), str(output)]
     killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not output.exists() and all(path.name.startswith(".") for path in output.parent.iterdir())
-    finetune(tiny("bert"), data_file, output=output, options=FEW)
-    assert read_record(output) is not None
+    assert not output.exists() and [path.name for path in output.parent.iterdir()] == [".tuned.partial"]
+    with pytest.raises(OutputExists, match=r"got to step 1: --resume goes on from there, --force begins anew"):
+        finetune(tiny("bert"), data_file, output=output, options=FEW)
+    finetune(tiny("bert"), data_file, output=output, options=replace(FEW, force=True))
+    assert read_record(output) is not None and list(output.parent.iterdir()) == [output]
 
 
 def test_an_interrupted_run_leaves_nothing(tiny: Tiny, corpus: Corpus, tmp_path: Path):
