@@ -9,11 +9,9 @@ import pandas as pd
 from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.show.plots import SIGNIFICANT, SMALLEST_PERCENT, detected, percent
-from attnlens.show.training_records import number, part
+from attnlens.show.training_records import QUALITIES, number, part
 from attnlens.show.twins import real_models, twins
 
-# What a run may have recorded of its held-out data, the first that is there is told.
-QUALITIES = {"macro_f1": "macro-F1", "accuracy": "accuracy", "perplexity": "perplexity"}
 MOVED = ("yes", "away")
 
 

@@ -9,6 +9,7 @@ from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
 from attnlens.show.plots import percent, plain
 from attnlens.show.tables import heads_table, layers_table, models_table
+from attnlens.show.training_records import QUALITIES
 from attnlens.show.training_tables import classes_table, cost_table, forgetting_table, training_table
 from attnlens.show.twins import twins
 
@@ -59,11 +60,11 @@ def training_rows(comparison: Comparison) -> dict[str, Any]:
         "kept step": lambda row: _known(row["best_step"], "{:.0f}".format),
         "seconds": lambda row: _known(row["seconds"], "{:.0f}".format),
         "held-out loss": lambda row: _known(row["loss"], "{:.3f}".format),
-        "held-out accuracy": lambda row: _known(row["accuracy"], "{:.3f}".format),
-        "held-out macro-F1": lambda row: _known(row["macro_f1"], "{:.3f}".format),
         "held-out perplexity before training": lambda row: _known(row["base_perplexity"], "{:,.2f}".format),
-        "held-out perplexity": lambda row: _known(row["perplexity"], "{:,.2f}".format),
     }
+    for name, word in QUALITIES.items():
+        style = "{:,.2f}" if name == "perplexity" else "{:.3f}"
+        columns[f"held-out {word}"] = lambda row, name=name, style=style: _known(row[name], style.format)
     return _without_empty(_table("Training, as the checkpoints tell it", "training", frame, columns))
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, plots, training_plots, training_words
 from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, panels
-from attnlens.show.training_records import switching, text, training_records
+from attnlens.show.training_records import QUALITIES, switching, text, training_records
 from attnlens.show.training_tables import (
     attention_table,
     curves_table,
@@ -18,8 +18,6 @@ from attnlens.show.training_tables import (
     selection_table,
 )
 
-# What a run may have recorded of its held-out data: axis label, and the factor of the unit.
-QUALITIES = {"macro_f1": "held-out macro-F1", "accuracy": "held-out accuracy", "perplexity": "held-out perplexity"}
 DARKER = "The darker, the later the"
 # Of what is drawn by depth: axis label, what is counted, whether the axis is logarithmic.
 LINES = {
@@ -53,9 +51,9 @@ def training(comparison: Comparison, table: pd.DataFrame) -> Drawing:
             ax.set_ylabel("loss (nats)")
         else:
             plots.quality_curves(shown, ax, quality)
-            ax.set_ylabel(QUALITIES[quality])
+            ax.set_ylabel(f"held-out {QUALITIES[quality]}")
 
-    right = f" Right: {QUALITIES[quality]}; the best step is the one that is kept." if quality else ""
+    right = f" Right: held-out {QUALITIES[quality]}; the best step is the one that is kept." if quality else ""
     caption = (
         "Training of each tuned model. Loss in nats a prediction: line = training batches, pooled over neighbouring "
         f"steps; markers = held-out data.{right} One run a model: no interval."

@@ -7,6 +7,15 @@ from typing import Any
 from attnlens.analysis.results import Comparison
 
 MOST_BLOCKS = 1000  # of a record that can be true
+# What a run may have measured on its held-out data, the first that is there being told.
+QUALITIES = {
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "micro_f1": "micro-F1",
+    "exact_match": "exact match",
+    "entity_f1": "entity-F1",
+    "perplexity": "perplexity",
+}
 LANGUAGE = ("causal-lm", "masked-lm")  # tasks whose twin reads its words shuffled, not its labels
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from attnlens.analysis.results import Comparison
 from attnlens.show.training_records import (
     MOST_BLOCKS,
+    QUALITIES,
     entries,
     number,
     numbers,
@@ -21,8 +22,8 @@ from attnlens.show.training_records import (
 )
 
 # What a training history may hold, in the order of the table.
-CURVES = ("step", "loss", "learning_rate", "heldout_loss", "accuracy", "macro_f1", "perplexity")
-QUALITY = ("best_step", "loss", "accuracy", "macro_f1", "base_perplexity", "perplexity")
+CURVES = ("step", "loss", "learning_rate", "heldout_loss", *QUALITIES)
+QUALITY = ("best_step", "loss", "base_perplexity", *QUALITIES)
 SHARES = ("instantaneous", "mean", "peak", "cumulative")  # of the accounting
 MIB = 2**20
 

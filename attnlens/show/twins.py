@@ -8,7 +8,7 @@ from typing import Any
 from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Answer, Comparison, Rung
 from attnlens.checkpoints.identity import read_record
-from attnlens.show.training_records import is_null, null_word, number, part, training_records
+from attnlens.show.training_records import QUALITIES, is_null, null_word, number, part, training_records
 from attnlens.training.twin import twin_path
 
 SHUFFLED = 3  # rung of the evidence ladder that asks for a twin
@@ -59,11 +59,11 @@ def twin_name(name: str, record: dict[str, Any]) -> str:
 def null_note(model: str, record: dict[str, Any], real: dict[str, Any] | None) -> str:
     """What a twin among the models is, with the held-out result that tells whether it learned anything."""
     quality = ""
-    for name, word in {"accuracy": "accuracy", "macro_f1": "macro-F1", "perplexity": "perplexity"}.items():
+    for name in ("accuracy", *QUALITIES):
         null, known = (number(part(each, "metrics").get(name)) for each in (record, real))
         if null == null:
             against = f", against {known:.3g} in the real run" if known == known else ""
-            quality = f" Held-out {word}: {null:.3g}{against}."
+            quality = f" Held-out {QUALITIES[name]}: {null:.3g}{against}."
             break
     word = null_word(record)
     teaching = "which teach nothing about the texts" if word == "shuffled labels" else "whose order teaches nothing"

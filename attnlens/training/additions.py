@@ -112,6 +112,7 @@ class _TextOnly:
     def __init__(self, wrapped: PeftModel, count: int):
         self.wrapped, self.count = wrapped, count
         self.last: Tensor | None = None
+        self.length = 0
 
     def attach(self) -> None:
         """Hang the hooks on the model."""
@@ -122,15 +123,16 @@ class _TextOnly:
             score.register_forward_hook(self.move)
 
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where each text ends: the last position of the mask that holds 1, virtual tokens counted."""
+        """How long the texts are, and where each ends: the last 1 of its mask, virtual tokens counted."""
+        self.length = kwargs["input_ids"].shape[1]
         mask = kwargs.get("attention_mask")
         places = None if mask is None else torch.arange(mask.shape[1], device=mask.device)
         self.last = None if mask is None else (mask * places).argmax(1) + self.count
 
     def strip(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Leave (B, T, V) of the logits (B, virtual + T, V) of a language model."""
+        """Leave (B, T, V) of the logits (B, virtual + T, V) of a language model; (B, T, V) while the prompt is off."""
         if output.logits.ndim == 3:
-            output.logits = output.logits[:, self.count :]
+            output.logits = output.logits[:, -self.length :]
 
     def move(self, model: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """Put the logits of each text's last token last: (B, virtual + T, C) in both."""

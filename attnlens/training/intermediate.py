@@ -8,10 +8,12 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -141,6 +143,12 @@ class QuietTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self.load_best()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # Before the first step a learnt prompt is noise before the text: what is judged then is the base.
+        base = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        with base if self.state.global_step == 0 else nullcontext():
+            return super()._evaluate(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.finished:

@@ -46,7 +46,7 @@ from attnlens.training.split import CLASSIFICATION, Split
 MODELS = {"minilm": 6, "gpt2": 12}  # blocks
 BATCH = {"minilm": 16, "gpt2": 4}
 STEPS = 4  # a run of a probe of two steps and more; how many of them are made, the caller decides
-MOST = 1.20  # time over the FLOP bound that is accepted
+ASIDE = 0.20  # share of the FLOP bound by which the time may lie on either side
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def table(model: str, base: Path, arguments: argparse.Namespace) -> dict[str, di
         row["frozen_ratio"] = row["cpu"] / frozen["cpu"]
         known = row["active"] is not None and not every[name].probe
         row["bound"] = bound(row["active"], MODELS[model]) if known else None
-        row["within"] = row["frozen_ratio"] <= MOST * row["bound"] if known else None
+        row["within"] = abs(row["frozen_ratio"] / row["bound"] - 1) <= ASIDE if known else None
     load = f"load {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores"
     print(f"\n{model}, {batch} texts of {arguments.tokens} tokens, {load}")
     print(f"{'method':28s} trained % {'s/step':>8} {'/full':>6} {'cpu':>6} {'/froz.':>6} {'bound':>6}", end=" ")

@@ -139,6 +139,8 @@ def test_a_language_model_trains_and_reloads_bit_for_bit(
     unlabelled = replace(plain, examples=tuple(replace(example, label=None) for example in plain))
     result = finetune(base, unlabelled, method=method, output=tmp_path / "out", options=FEW)
     assert result.metrics["loss"] < result.metrics["base_loss"] - 0.05
+    plainly = finetune(base, unlabelled, output=tmp_path / "full", options=replace(FEW, max_steps=1))
+    assert result.metrics["base_loss"] == pytest.approx(plainly.metrics["base_loss"], rel=1e-6), "without the prompt"
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("the deed limits liability", return_tensors="pt")
     headed = AutoModelForCausalLM.from_pretrained(base)
     reloaded = peft.PeftModel.from_pretrained(headed, str(tmp_path / "out")).eval()
