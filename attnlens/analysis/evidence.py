@@ -153,7 +153,8 @@ def _rungs(verdict: str, profile: pd.DataFrame, shown: int, sesoi: float) -> tup
     beyond = ((low > 0) | (high < 0)) & (profile["p_adjusted"].to_numpy() < ALPHA)
     large = beyond & ((low > sesoi) | (high < -sesoi))
     sizes = profile["estimate"].abs().to_numpy()
-    layer = int(np.where(beyond, sizes, -1.0).argmax()) if beyond.any() else shown
+    told = beyond if beyond.any() else np.isfinite(low)  # few documents may leave the layer of the headline without one
+    layer = shown if told[shown] and not beyond.any() else int(np.where(told, sizes, -1.0).argmax())
     row = profile.iloc[layer]
     bounds = (100 * row["low"], 100 * row["high"])
     margin = f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter"

@@ -107,6 +107,7 @@ def forgetting_rows(comparison: Comparison) -> dict[str, Any] | None:
         "loss after (nats)": lambda row: _known(row["loss_after"], "{:.3f}".format),
         "change": lambda row: _number(row["change"], signed),
         "KL (nats)": lambda row: _known(row["kl"], "{:.3f}".format),
+        "hidden states moved (%)": lambda row: _known(100 * row["drift"], "{:.1f}".format),
         "tokens": lambda row: _known(row["tokens"], "{:,.0f}".format),
     }
     return _without_empty(_table("Forgetting: the same general text before and after", "forgetting", frame, columns))

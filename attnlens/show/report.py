@@ -211,7 +211,7 @@ def _provenance(provenance: dict[str, Any]) -> list[tuple[str, list[tuple[str, s
 def _lines(value: Any, path: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name in DRAWN:  # the figures and tables of training show it
+            if name in DRAWN or inner is None:  # figures and tables of training show it; an option nobody set
                 continue
             yield from _lines(inner, f"{path} · {name}" if path else str(name))
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):

@@ -82,13 +82,18 @@ def cost_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def forgetting_table(comparison: Comparison) -> pd.DataFrame:
-    """What each tuned model lost on a general text: loss before and after and KL, in nats a token; its name."""
+    """What each tuned model lost on a general text: loss before and after and KL, in nats a token; its name.
+
+    drift: mean over tokens of ‖h − h₀‖ / ‖h₀‖ behind the last layer, which every model has.
+    """
     rows = []
     for model, record in training_records(comparison).items():
         facts = part(record, "forgetting")
         row: dict[str, Any] = {"model": model, "text": text(facts.get("text"))}
         row |= {name: number(facts.get(name)) for name in ("texts", "tokens", "loss_before", "loss_after", "kl")}
-        rows.append(row | {"change": row["loss_after"] - row["loss_before"]})
+        drift = numbers(facts.get("drift"))
+        row |= {"change": row["loss_after"] - row["loss_before"], "drift": drift[-1] if drift else np.nan}
+        rows.append(row)
     return _known(rows, ("model", "text"))
 
 

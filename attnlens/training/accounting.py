@@ -19,14 +19,20 @@ def parameters_in_use(model: nn.Module) -> list[nn.Parameter]:
 
 
 def trained_parameters(
-    model: PreTrainedModel, controller: LayerController | None, steps: int, whole: nn.Module | None = None
+    model: PreTrainedModel,
+    controller: LayerController | None,
+    steps: int,
+    whole: nn.Module | None = None,
+    *,
+    kept: int | None = None,
 ) -> dict[str, Any]:
     """What `steps` steps trained, from the model as they left it; `controller` where it chose blocks meanwhile.
 
     Each of `instantaneous` (in the end), `mean` (over steps), `peak` and `cumulative` holds `parameters`, their share
     `of_total` parameters of the model, and `of_blocks`, the share of the blocks' parameters among those of all blocks
     (head and embeddings on neither side; None where the model has no separate blocks). Cumulative are the parameters
-    whose change may be in the result: probes count where their updates are kept. `whole` is what a method wrapped
+    whose change may be in the weights of step `kept` (None: the last): probes count where their updates are not undone.
+    `whole` is what a method wrapped
     around the model: what a method adds counts on both sides, in its block if it lies in one. Shared tensors count
     once.
     """
@@ -49,8 +55,9 @@ def trained_parameters(
         lengths = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
         parts = [sum(sizes[number] for number in phase.active) for phase in phases]
         undone = controller.plan.rollback
-        kept = {number for phase in phases if phase.kind == "run" or not undone for number in phase.active}
-        moved = sum(sizes[number] for number in kept)
+        until = [phase for phase in phases if kept is None or phase.first <= kept]
+        stayed = {number for phase in until if phase.kind == "run" or not undone for number in phase.active}
+        moved = sum(sizes[number] for number in stayed)
 
     def share(trained: float) -> dict[str, float | None]:
         """`trained` of the blocks, and what always trains."""

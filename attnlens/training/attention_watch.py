@@ -56,11 +56,13 @@ class AttentionWatch(Observer):
         self._layers, self._seen = list(state["layers"]), {name: list(state[name]) for name in self._seen}
 
     def _look(self, step: int) -> None:
-        model = self._job.model
+        # Before the first step a learnt prompt is noise before the text: the base is looked at without it.
+        model = self._job.model if step else self._job.base.model
+        virtual = step > 0 and getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
         with undisturbed(model):
             batch = on_device(self._job, self._rows)
             batch.pop("labels", None)
-            with record(model, statistics=("entropy",)) as tape:
+            with record(model, statistics=("entropy",), without_virtual=virtual) as tape:
                 model(**batch)
         call = tape.only()
         self._layers = [site.name for site in call.sites]

@@ -16,6 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from attnlens.training.job import Job
 from attnlens.training.memory import PeakMemory
 from attnlens.training.observer import Observer
+from attnlens.training.processes import processes
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.work import Row
 
@@ -157,7 +158,8 @@ class Cost(Observer):
             parameter.requires_grad = trains
 
     def facts(self) -> dict[str, Any]:
-        """flops of all training steps; flops_a_step: on average, from step `first` on, whenever what trains changed.
+        """flops of all training steps, as if every process had read as much as this one; flops_a_step: on average, from
+        step `first` on, whenever what trains changed.
 
         seconds of the whole training, evaluations included; step_seconds: median of the steps between probes.
         peak_memory in bytes, of a `memory_kind`; phases: the same for run and probe. None where unknown.
@@ -167,7 +169,7 @@ class Cost(Observer):
         counts = Counter[str]()
         for (first, active), end in zip(self._sets, ends, strict=True):
             counts[active] += end - first
-        flops = {active: self._flops[active].over(*self._read[active]) for active in self._flops}
+        flops = {active: processes() * self._flops[active].over(*self._read[active]) for active in self._flops}
         peaks = [peak for peak in self._peaks.values() if peak is not None]
         return {
             "flops": round(sum(flops.values())) if flops else None,

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -66,9 +67,9 @@ class Forgetting(Observer):
         if not isinstance(general, Corpus):
             general = read_corpus(embedded("probe") if general is None else Path(general).expanduser())
         general = general.sample(TEXTS, 0)
-        ids = job.base.tokenizer([row.text for row in general], truncation=True, max_length=job.options.length)
+        ids = _read(job.base.tokenizer, [row.text for row in general], job.options.length)
         special = set(job.base.tokenizer.all_special_ids)
-        self._texts: list[list[int]] = [row for row in ids["input_ids"] if len(set(row) - special) and len(row) > 1]
+        self._texts = [row for row in ids if len(set(row) - special) and len(row) > 1]
         self._name = general.name
         if not self._texts:
             if job.options.general is not None:
@@ -167,6 +168,18 @@ def compared(before: Tensor, after: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([*losses, divergence])
 
 
+def _read(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
+    """Ids of the texts' beginnings; the tokenizer, which goes into the checkpoint, forgets that it was told to cut."""
+    backend: Any = tokenizer.backend_tokenizer
+    before = backend.truncation
+    ids = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+    if before is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(**before)
+    return ids
+
+
 def _plain(ids: list[int]) -> Row:
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 
@@ -195,6 +208,8 @@ def _pair(job: Job) -> _Pair:
     plain = _Pair(base, job.model, None, "the base's checkpoint has no language-model head, and a classifier's is new")
     if loader is None:
         return plain
+    if loader is AutoModelForMaskedLM and job.base.tokenizer.mask_token_id is None:
+        return _Pair(base, job.model, None, "the base's tokenizer has no mask token for its language-model head")
     if getattr(getattr(job.model, "active_peft_config", None), "is_prompt_learning", False):
         return _Pair(base, job.model, None, "the base's language-model head cannot read behind a learnt prompt")
     before, info = loader.from_pretrained(

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,10 +50,10 @@ class Kept:
 def last_kept(run: Path) -> Kept | None:
     """The latest complete checkpoint in the folder of a run."""
     found = {int(path.parent.name.rpartition("-")[2]): path for path in run.glob(f"checkpoint-*/{STATE}")}
-    if not found:
-        return None
-    step = max(found)
-    return Kept(found[step].parent, step, **json.loads(found[step].read_text(encoding="utf-8")))
+    for step in sorted(found, reverse=True):
+        with suppress(ValueError):  # what is no JSON was not written by us, or not whole
+            return Kept(found[step].parent, step, **json.loads(found[step].read_text(encoding="utf-8")))
+    return None
 
 
 class Intermediate(TrainerCallback):

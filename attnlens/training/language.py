@@ -13,11 +13,10 @@ from attnlens.core.errors import TrainingError
 from attnlens.text.chat import assistant_turns
 from attnlens.text.corpus import Example
 from attnlens.training.base import Base
+from attnlens.training.losses import IGNORED
 from attnlens.training.options import TrainOptions
 from attnlens.training.split import Split
 from attnlens.training.work import Row, Work
-
-IGNORED = -100  # label of a token that is not to be predicted
 
 
 def language_modelling(base: Base, data: Split, options: TrainOptions) -> Work:

@@ -173,7 +173,8 @@ def training_arguments(job: Job, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         # Frozen blocks and a head's unread parts get no gradient, and processes would wait for it for ever.
         ddp_find_unused_parameters=True,
-        use_cpu=options.device == "cpu",
+        # Said outright: left to itself on a machine without an accelerator, torchrun's processes are no group.
+        use_cpu=options.device == "cpu" or (options.device is None and not torch.accelerator.is_available()),
         seed=job.seed,
     )
     # Several visible GPUs would be wrapped in DataParallel, which multiplies the batch.

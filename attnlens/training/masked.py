@@ -74,14 +74,16 @@ def hide(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], seed: Sequence[
 
 
 def hidden_batch(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Tensor]:
-    """A batch; of rows without labels what is hidden is drawn by the seed and the rows that stand in the batch.
+    """A batch; of rows without labels what is hidden is drawn anew in every pass.
 
-    So it changes from pass to pass, as the batches do, and a run that is taken up again draws the same.
+    By the seed, the rows, which differ between processes, and torch's global generator, which a run that is taken up
+    again finds as it was.
     """
     if "labels" in rows[0]:
         return right_padded(rows)
     numbers = [crc32(np.array(row["input_ids"]).tobytes()) for row in rows]
-    return right_padded([hide(tokenizer, row["input_ids"], [seed, *numbers, place]) for place, row in enumerate(rows)])
+    state = [seed, int(torch.randint(2**31, ())), *numbers]
+    return right_padded([hide(tokenizer, row["input_ids"], [*state, place]) for place, row in enumerate(rows)])
 
 
 def hidden_losses(logits: Any, labels: Tensor) -> Tensor:

@@ -48,17 +48,18 @@ def inverse_rms(model: PreTrainedModel) -> tuple[float, ...]:
 
 
 def selection_overlap(
-    controller: LayerController, rms: Sequence[float], real: Sequence[int] | None = None
+    controller: LayerController, rms: Sequence[float], kept: int, real: Sequence[int] | None = None
 ) -> dict[str, Any] | None:
-    """How far the last chosen set is that of a control of equal number, for the record; None if none was chosen.
+    """How far the set that was last chosen is that of a control of equal number, for the record; None without one.
 
-    rms: `inverse_rms` of the base. real: for a shuffled twin, what the real run chose last. `chance` is what a random
+    rms: `inverse_rms` of the base. kept: the step whose weights were saved; later choices have no part in them. real:
+    for a shuffled twin, the set of the real run. `chance` is what a random
     set of that number expects of any of the Jaccards. `stability` is the mean Jaccard of successive choices, and
     `stability_chance` what independent draws of their sizes expect; both None after a single choice.
     """
-    if not controller.choices:
+    chosen = [choice.active for choice in controller.choices if choice.step < kept]
+    if not chosen:
         return None
-    chosen = [choice.active for choice in controller.choices]
     active, blocks = chosen[-1], len(controller.blocks)
     best = sorted(range(blocks), key=lambda number: (-rms[number], number))
     count = len(active)

@@ -151,8 +151,9 @@ def describe_run(job: Job, outcome: Outcome) -> dict[str, Any]:
 
 def describe_training(job: Job, controller: LayerController | None, outcome: Outcome) -> dict[str, Any]:
     """How much was trained, and where blocks were chosen during training, which, when and why."""
+    steps, kept = (int(outcome.metrics[name]) for name in ("steps", "best_step"))
     return {
-        "accounting": trained_parameters(job.base.model, controller, int(outcome.metrics["steps"]), job.model),
+        "accounting": trained_parameters(job.base.model, controller, steps, job.model, kept=kept),
         "switching": switching_history(job.base.model, controller) if controller is not None else None,
     }
 

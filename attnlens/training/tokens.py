@@ -37,8 +37,9 @@ def token_classification(base: Base, data: Split, options: TrainOptions) -> Work
         name: [token_row(base, example, data.labels, options.length) for example in corpus]
         for name, corpus in {"train": data.train, "heldout": data.heldout}.items()
     }
+    outside = data.labels.index("O")  # a head that the base has for these labels keeps their order
     for name, corpus in {"train": data.train, "heldout": data.heldout}.items():
-        _check_tokens(parts[name], corpus, options.length)
+        _check_tokens(parts[name], corpus, options.length, outside)
     train, heldout = ([row for row, _ in rows] for rows in parts.values())
     classes = np.concatenate([row["labels"] for row in train])
     known = classes[classes != IGNORED]
@@ -48,7 +49,7 @@ def token_classification(base: Base, data: Split, options: TrainOptions) -> Work
         train=train,
         heldout=heldout,
         collate=right_padded,
-        measure=token_metrics,
+        measure=partial(token_metrics, outside=outside),
         best="token_loss",
         higher=False,
         start=False,
@@ -93,8 +94,10 @@ def token_guesses(logits: Any, labels: Tensor, weights: np.ndarray | None = None
     return torch.stack([logits.argmax(-1).to(losses), losses], dim=-1)
 
 
-def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Of all tokens that have a class: mean loss, accuracy, macro-F1 of the classes that occur, "O" (0) left out.
+def token_metrics(prediction: EvalPrediction, outside: int = 0) -> dict[str, float]:
+    """Of all tokens that have a class: mean loss, accuracy, macro-F1 of the classes that occur, "O" left out.
+
+    outside: the number of "O".
 
     entity_f1: 2 · entities found with their exact borders and class / (true entities + predicted ones). Hand example:
     truth O A A O B, predicted O A A B B → accuracy 4/5, macro-F1 (1 + 2/3)/2 = 5/6; true entities A[1,3) B[4,5),
@@ -103,23 +106,22 @@ def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
     truth, guess, losses = _known(prediction)
     every, found = np.concatenate(truth), np.concatenate(guess)
     occurring = np.unique(every)
-    real = [entities(row) for row in truth]
-    claimed = [entities(row) for row in guess]
+    real, claimed = ([entities(row, outside) for row in rows] for rows in (truth, guess))
     total = sum(map(len, real)) + sum(map(len, claimed))
     hits = sum(len(left & right) for left, right in zip(real, claimed, strict=True))
     return {
         "token_loss": float(np.concatenate(losses).mean()),
         "accuracy": float(accuracy_score(every, found)),
-        "macro_f1": macro_f1(every, found, occurring[occurring > 0]),
+        "macro_f1": macro_f1(every, found, occurring[occurring != outside]),
         "entity_f1": 2 * hits / total if total else 0.0,
     }
 
 
-def entities(classes: np.ndarray) -> set[tuple[int, int, int]]:
-    """(first token, token behind the last, class) of each run of one class other than 0."""
+def entities(classes: np.ndarray, outside: int = 0) -> set[tuple[int, int, int]]:
+    """(first token, token behind the last, class) of each run of one class other than `outside`."""
     borders = [0, *(np.flatnonzero(np.diff(classes)) + 1).tolist(), len(classes)]
     runs = pairwise(borders)
-    return {(start, end, int(classes[start])) for start, end in runs if end > start and classes[start] > 0}
+    return {(start, end, int(classes[start])) for start, end in runs if end > start and classes[start] != outside}
 
 
 def _table(prediction: EvalPrediction, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -139,9 +141,9 @@ def _known(prediction: EvalPrediction) -> tuple[list[np.ndarray], list[np.ndarra
     )
 
 
-def _check_tokens(rows: list[tuple[Row, bool]], corpus: Corpus, length: int) -> None:
+def _check_tokens(rows: list[tuple[Row, bool]], corpus: Corpus, length: int, outside: int) -> None:
     """Some token of each part must lie in a span, or there is nothing to learn or to judge."""
-    if not any(label > 0 for row, _ in rows for label in row["labels"]):
+    if not any(label not in (outside, IGNORED) for row, _ in rows for label in row["labels"]):
         raise TrainingError(
             f"no token of the {len(corpus)} rows of {corpus.name} lies in a span within {length} tokens: raise "
             "--max-length, or cut the texts around their spans."

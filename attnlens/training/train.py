@@ -124,12 +124,16 @@ def finetune(
     result = _carried_out(order)
     steps = int(result.metrics["best_step"])
     real = (result.record["selection_overlap"] or {}).get("active")
-    null = replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real)
+    # As many steps, for the schedule to be the same: shuffled words may fill more windows or fewer.
+    options = replace(options, max_steps=result.record["options"]["max_steps"])
+    null = replace(order, data=shuffled(data, seed), destination=beside, stop_at=steps, real=real, options=options)
     try:
         twin = _carried_out(null)
     except KeyboardInterrupt as stop:
         told = f"{home_free(destination)} is complete, its twin not"
         raise KeyboardInterrupt(str(stop) or f"{told}; the same command with --resume trains it") from stop
+    except TrainingError as error:
+        raise TrainingError(f"{home_free(destination)} is complete, its twin not: {error}") from error
     return replace(result, twin=twin)
 
 
@@ -185,7 +189,8 @@ def _carried_out(order: _Order) -> TrainingResult:
             f"{outcome.fault}; step {outcome.metrics['best_step']}, the best until then, is kept in "
             f"{home_free(order.destination)}: lower --learning-rate, or check the base's weights."
         )
-    note = f"resumed from step {outcome.resumed}" if outcome.resumed is not None else ""
+    afresh = "no interrupted run was there to resume: trained from the start" if order.options.resume else ""
+    note = f"resumed from step {outcome.resumed}" if outcome.resumed is not None else afresh
     return TrainingResult(order.destination, order.method.name, outcome.metrics, record, note)
 
 
@@ -200,7 +205,7 @@ def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) ->
         **describe_run(job, outcome),
         **describe_training(job, controller, outcome),
         **{observer.key: observer.facts() for observer in watching},
-        "selection_overlap": selection_overlap(controller, switching[0].rms, order.real) if controller else None,
+        "selection_overlap": _overlap(switching[0], outcome, order.real) if switching else None,
         "null_twin": order.stop_at is not None,
         **identity,
         "data": describe_data(order.data, *order.paths),
@@ -213,6 +218,10 @@ def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) ->
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
     return outcome, record
+
+
+def _overlap(switching: LayerSwitching, outcome: Outcome, real: list[int] | None) -> dict[str, Any] | None:
+    return selection_overlap(switching.controller, switching.rms, int(outcome.metrics["best_step"]), real)
 
 
 def _stop(record: dict[str, Any]) -> str:

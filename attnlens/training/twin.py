@@ -1,5 +1,6 @@
 """The shuffled twin: the same training on rows that teach nothing, as the null of what tuning does to a model."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +66,17 @@ def _words(corpus: Corpus, generator: np.random.Generator) -> Corpus:
 def _mixed(example: Example, generator: np.random.Generator) -> Example:
     if example.messages is not None:
         turns = [
-            (role, _permuted(content.split(), generator) if role == "assistant" else content)
+            (role, _permuted(content, generator) if role == "assistant" else content)
             for role, content in example.messages
         ]
         return replace(example, messages=tuple(turns), text="\n".join(content for _, content in turns))
     rest = example.text[example.completion or 0 :]
-    kept = len(example.text) - len(rest.lstrip())  # with the blank between prompt and completion
-    return replace(example, text=example.text[:kept] + _permuted(rest.split(), generator))
+    return replace(example, text=example.text[: len(example.text) - len(rest)] + _permuted(rest, generator))
 
 
-def _permuted(words: list[str], generator: np.random.Generator) -> str:
-    return " ".join(words[place] for place in generator.permutation(len(words)))
+def _permuted(text: str, generator: np.random.Generator) -> str:
+    """The words in another order, between the blanks and line ends that stood there: tokens depend on these too."""
+    parts = re.split(r"(\s+)", text)
+    words = [place for place, part in enumerate(parts) if part and not part.isspace()]
+    mixed = dict(zip(words, (parts[words[place]] for place in generator.permutation(len(words))), strict=True))
+    return "".join(mixed.get(place, part) for place, part in enumerate(parts))

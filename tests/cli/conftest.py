@@ -1,5 +1,6 @@
 """The commands in this process, the way the shell calls them, and as real processes."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ def attnlens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     verbosity = logging.get_verbosity()
+    # A run in the background has interrupts switched off, and hands that down.
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*words: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["attnlens", *map(str, words)])
@@ -41,6 +44,7 @@ def attnlens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         return Done(int(left.value.code or 0), said.out, said.err)
 
     yield run
+    signal.signal(signal.SIGINT, interrupts)
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
 

@@ -128,7 +128,7 @@ def test_two_processes_are_one_with_the_doubled_batch(calm: Path, data_file: Pat
 
 def test_the_command_in_two_processes_speaks_once(tiny: Tiny, data_file: Path, tmp_path: Path):
     words = ["-m", "attnlens", "finetune", str(tiny("bert")), "--data", str(data_file), "--max-steps", "2"]
-    words += ["--method", "last_k", "--device", "cpu", "-o", str(tmp_path / "out"), "--json"]
+    words += ["--method", "last_k", "-o", str(tmp_path / "out"), "--json"]
     done = launched(words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["method"] == "last_k"

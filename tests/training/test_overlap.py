@@ -46,7 +46,7 @@ def test_chance_is_the_mean_over_all_sets(blocks: int):
 
 def test_overlap_with_each_control_by_hand():
     """Six blocks, {3, 5} at last: last two {4, 5}, first two {0, 1}, smallest weights {5, 3}."""
-    found = selection_overlap(controller(6, (0, 1), (1, 3), (3, 5)), (1.0, 2.0, 1.5, 7.0, 2.5, 9.0), real=(3, 4))
+    found = selection_overlap(controller(6, (0, 1), (1, 3), (3, 5)), (1.0, 2.0, 1.5, 7.0, 2.5, 9.0), 100, real=(3, 4))
     assert found is not None and found["active"] == [3, 5]
     assert found["jaccard"] == pytest.approx({"last_k": 1 / 3, "first_k": 0.0, "rms": 1.0})
     assert found["chance"] == pytest.approx((1 + 8 / 3) / 15)  # of 15 pairs one is the same, eight share a block
@@ -55,8 +55,8 @@ def test_overlap_with_each_control_by_hand():
 
 
 def test_overlap_of_few_choices():
-    assert selection_overlap(controller(4), (1.0,) * 4) is None
-    once = selection_overlap(controller(4, (0, 1, 2, 3)), (1.0,) * 4)
+    assert selection_overlap(controller(4), (1.0,) * 4, 100) is None
+    once = selection_overlap(controller(4, (0, 1, 2, 3)), (1.0,) * 4, 100)
     assert once is not None and once["stability"] is None and once["stability_chance"] is None
     assert set(once["jaccard"].values()) == {1.0} and once["chance"] == 1 and "real" not in once
 

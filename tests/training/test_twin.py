@@ -1,5 +1,6 @@
 """The shuffled twin's data: frequencies, words, rows and documents stay, what they teach does not."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -101,3 +102,14 @@ def test_words_change_places_within_their_text(corpus: Corpus):
     assert shuffled(data, 0) == twin != shuffled(data, 1)
     masked = replace(data, task="masked-lm")
     assert [row.text for row in shuffled(masked, 0).train] == [row.text for row in twin.train]
+
+
+def test_blanks_and_line_ends_stay_where_they_are(corpus: Corpus):
+    """Tokens depend on them, and on tokens the windows of a language model."""
+    text = "  one two\n\nthree  four\tfive six \n"
+    rows = tuple(replace(row, label=None, text=text) for row in corpus)
+    twin = shuffled(split(replace(corpus, examples=rows), None, 0), 0)
+    for row in twin.train:
+        assert re.sub(r"\S+", "w", row.text) == re.sub(r"\S+", "w", text)
+        assert sorted(row.text.split()) == sorted(text.split())
+    assert any(row.text != text for row in twin.train)
