@@ -21,6 +21,7 @@ _HOMES = {
     "read_corpus": "text.corpus",
     "TrainOptions": "training.options",
     "finetune": "training.train",
+    "estimate": "training.estimate",
     "CompareOptions": "analysis.compare",
     "Comparison": "analysis.results",
     "compare": "analysis.compare",
