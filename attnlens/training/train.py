@@ -34,7 +34,7 @@ from attnlens.training.twin import shuffled, twin_path
 __all__ = ["TrainOptions", "TrainingResult", "finetune"]
 
 DEFAULTS = TrainOptions()
-PARTS = ("mean", "peak", "cumulative")  # of the accounting, for the card
+PARTS = {"mean": "mean", "peak": "peak", "cumulative": "changed in the end"}  # of the accounting, for the card
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class TrainingResult:
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
         if record["switching"] is not None:
-            shares = {name: 100 * part["of_total"] for name, part in record["accounting"].items() if name in PARTS}
-            trained += " at a time; " + ", ".join(f"{name} {share:.1f} %" for name, share in shares.items())
+            shares = {word: 100 * record["accounting"][name]["of_total"] for name, word in PARTS.items()}
+            trained += " at a time; " + ", ".join(f"{word} {share:.1f} %" for word, share in shares.items())
+            chosen = (record["selection_overlap"] or {}).get("active", ())
+            trained += f"; blocks chosen: {', '.join(str(block + 1) for block in chosen)}" if chosen else ""
         twin = f"\nshuffled twin → {home_free(self.twin.path)}\n  held out: {self.twin.measured}" if self.twin else ""
         return (
             f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"

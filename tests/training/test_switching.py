@@ -152,6 +152,7 @@ def test_accounting_agrees_with_a_count_of_every_step(kind: str, tiny: Tiny, cor
     assert accounting["instantaneous"]["of_blocks"] == budget == len(record["switching"]["choices"][0]["active"]) / 4
     assert accounting["peak"]["of_blocks"] == (1.0 if kind in {"weight_change", "commit"} else budget)
     assert record["parameters"]["trainable"] == accounting["instantaneous"]["parameters"]
+    assert "; blocks chosen: " in str(result)
     assert "at a time; mean" in str(result) and f"peak {100 * accounting['peak']['of_total']:.1f} %" in str(result)
     assert record["switching"]["blocks"] == [f"bert.encoder.layer.{number}" for number in range(4)]
 
