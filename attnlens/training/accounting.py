@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from attnlens.core.errors import UnsupportedModel
 from attnlens.training.alf import LayerController
 from attnlens.training.groups import transformer_blocks
+from attnlens.training.importance import SCORES
 
 
 def parameters_in_use(model: nn.Module) -> list[nn.Parameter]:
@@ -55,8 +56,10 @@ def trained_parameters(
         lengths = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
         parts = [sum(sizes[number] for number in phase.active) for phase in phases]
         undone = controller.plan.rollback
-        until = [phase for phase in phases if kept is None or phase.first <= kept]
-        stayed = {number for phase in until if phase.kind == "run" or not undone for number in phase.active}
+        # A block that a training probe chose has what the probe did to it, before its first step of a run.
+        until = steps if kept is None else kept + SCORES[controller.plan.score].updates
+        past = [phase for phase in phases if phase.first <= until]
+        stayed = {number for phase in past if phase.kind == "run" or not undone for number in phase.active}
         moved = sum(sizes[number] for number in stayed)
 
     def share(trained: float) -> dict[str, float | None]:

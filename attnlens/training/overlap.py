@@ -57,7 +57,8 @@ def selection_overlap(
     set of that number expects of any of the Jaccards. `stability` is the mean Jaccard of successive choices, and
     `stability_chance` what independent draws of their sizes expect; both None after a single choice.
     """
-    chosen = [choice.active for choice in controller.choices if choice.step < kept]
+    until = kept + SCORES[controller.plan.score].updates  # what a training probe chose keeps the probe's steps
+    chosen = [choice.active for choice in controller.choices if choice.step < until]
     if not chosen:
         return None
     active, blocks = chosen[-1], len(controller.blocks)

@@ -14,14 +14,14 @@ from transformers import BertConfig, BertForSequenceClassification
 from attnlens.checkpoints.identity import read_record
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus
-from attnlens.training.alf import Choice
+from attnlens.training.alf import Choice, Plan
 from attnlens.training.overlap import expected_jaccard, inverse_rms, jaccard, selection_matrix, selection_overlap
 from attnlens.training.train import TrainOptions, finetune
 
 
 def controller(blocks: int, *chosen: tuple[int, ...]) -> Any:
     choices = [Choice(step, (), (), active) for step, active in enumerate(chosen)]
-    return SimpleNamespace(blocks=[()] * blocks, choices=choices)
+    return SimpleNamespace(blocks=[()] * blocks, choices=choices, plan=Plan("grad_ratio"))
 
 
 def test_jaccard_by_hand():
@@ -59,6 +59,19 @@ def test_overlap_of_few_choices():
     once = selection_overlap(controller(4, (0, 1, 2, 3)), (1.0,) * 4, 100)
     assert once is not None and once["stability"] is None and once["stability_chance"] is None
     assert set(once["jaccard"].values()) == {1.0} and once["chance"] == 1 and "real" not in once
+
+
+def test_choices_after_the_kept_step_have_no_part_in_it():
+    """Choices at steps 0, 1 and 2; a probe that trains leaves its steps in what it chose."""
+    run = controller(4, (0,), (1,), (2,))
+    assert [(selection_overlap(run, (1.0,) * 4, kept) or {}).get("active") for kept in range(4)] == [
+        None,
+        [0],
+        [1],
+        [2],
+    ]
+    run.plan = Plan("weight_change")
+    assert [(selection_overlap(run, (1.0,) * 4, kept) or {}).get("active") for kept in range(4)] == [[0], [1], [2], [2]]
 
 
 def test_inverse_rms_by_hand():

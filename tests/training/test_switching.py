@@ -120,7 +120,9 @@ def slow_accounting(record: dict[str, Any], sizes: list[int], always: int, total
     for step in range(1, steps + 1):
         (*_, phase) = (phase for phase in phases if phase["first"] <= step)
         counts.append(always + sum(sizes[number] for number in phase["active"]))
-    ever = {n for phase in phases if phase["kind"] == "run" and phase["first"] <= steps for n in phase["active"]}
+    # Until the step that was kept; a probe that trains leaves its steps in what is chosen at its end.
+    until = int(record["metrics"]["best_step"]) + (record["switching"]["plan"]["score"] in ("weight_change", "inverse"))
+    ever = {n for phase in phases if phase["kind"] == "run" and phase["first"] <= until for n in phase["active"]}
     cumulative = always + sum(sizes[number] for number in ever)
     return {
         "instantaneous": counts[-1] / total,
