@@ -22,6 +22,8 @@ _HOMES = {
     "TrainOptions": "training.options",
     "finetune": "training.train",
     "estimate": "training.estimate",
+    "save_delta": "training.delta",
+    "apply_delta": "training.delta",
     "CompareOptions": "analysis.compare",
     "Comparison": "analysis.results",
     "compare": "analysis.compare",

@@ -309,7 +309,8 @@ def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: Comp
                 "the net change rests on those."
             )
         if facts["texts_without_salient_word"]:
-            found.append(f"{facts['texts_without_salient_word']:.0f} texts have no word marked by {name}.")
+            without = f"{facts['texts_without_salient_word']:.0f} of {len(texts)}"
+            found.append(f"{without} texts have no word marked by {name}.")
         if facts["salient_words_cut"]:
             found.append(f"{facts['salient_words_cut']:.0f} words marked by {name} lie beyond the cut.")
     return found

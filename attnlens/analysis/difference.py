@@ -31,12 +31,6 @@ class Difference:
     notes: tuple[str, ...]
 
     @property
-    def is_rounding(self) -> bool:
-        """Whether the checkpoints differ, and no layer by more than rounding to the narrower dtype explains."""
-        changed = self.layers["relative"] > 0
-        return bool(changed.any() and self.layers.loc[changed, "rounding"].all())
-
-    @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables by name; layers and heads are counted from 0, −1 is outside the blocks."""
         return {"weights": self.changes, "layers": self.layers, "modules": self.modules, "heads": self.heads}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import BOTTLENECK_CONFIG, BOTTLENECK_WEIGHTS
@@ -118,15 +119,14 @@ def _layers(model: nn.Module) -> list[Layers]:
 def places(model: PreTrainedModel, kind: Bottleneck) -> dict[str, nn.Module]:
     """The projections behind which the adapters stand, by name, in the order of the blocks.
 
-    No architecture is named. Blocks are the members of the outermost module lists that contain attention. Attention:
-    its last projection, unless its name is that of a query, key or value. Feed-forward: the last projection outside
-    attention, which leads back to the hidden size, while all others lead from it to that one's input (or twice that,
-    gated). Anything else is refused.
+    No architecture is named. Attention: its last projection, unless its name is that of a query, key or value.
+    Feed-forward: the last projection outside attention, which leads back to the hidden size, while all others lead
+    from it to that one's input (or twice that, gated). Anything else is refused.
     """
     wanted, _ = VARIANTS[kind.variant]
     names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, nn.Module] = {}
-    for block in _blocks(model):
+    for block in transformer_blocks(model):
         name = names[id(block)]
         attentions = list(_outermost_attention(block))
         taken = {id(part) for attention in attentions for part in attention.modules()}
@@ -143,22 +143,6 @@ def places(model: PreTrainedModel, kind: Bottleneck) -> dict[str, nn.Module]:
                 )
             found[names[id(projections[-1])]] = projections[-1]
     return found
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The transformer blocks; UnsupportedModel where there are not as many as layers, which share them then."""
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in model.base_model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and not inside and any(any(_outermost_attention(m)) for m in module):
-            lists[name] = module
-    declared = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    if not lists or (declared is not None and declared not in map(len, lists.values())):
-        raise UnsupportedModel(
-            f"{type(model).__name__}: no place for adapters: needed a block for each of its {declared} layers, found "
-            f"{' and '.join(str(len(members)) for members in lists.values()) or 'none'}; use method 'lora' or 'full'"
-        )
-    return [block for members in lists.values() for block in members]
 
 
 def _outermost_attention(block: nn.Module) -> Iterator[nn.Module]:
@@ -255,8 +239,7 @@ def attach_bottleneck(model: PreTrainedModel, settings: Mapping[str, Any], files
         raise CheckpointError(f"the adapter {given} does not fit its base: {error}") from error
     own = dict(model.named_parameters())
     targets = {_on_disk(stored): own[stored].data for stored in added}
-    body = {id(value) for stored, value in model.base_model.named_parameters() if "pooler" not in stored.split(".")}
-    head = {stored: value.data for stored, value in own.items() if id(value) not in body and stored not in added}
+    head = {stored: own[stored].data for stored in head_parameters(model)}
     with Shelf(files) as shelf:
         for stored in shelf.names:
             target = targets.get(stored, head.get(stored))

@@ -1,5 +1,6 @@
 """`attnlens finetune`: train a classifier or a language model and write its checkpoint with a training record."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,11 @@ METHODS = "full, head, last_k, first_k, random_k, layers, lisa, alf, lora, ia3, 
 TASKS = "sequence-classification, multi-label, token-classification, causal-lm, masked-lm; default: by the rows."
 SCORES = "What makes a block important to alf: weight_change (default), grad_ratio, inverse, random, last_k, rms."
 
+OF_METHOD, STEPS, ROWS, WATCH, MACHINE = (
+    partial(typer.Option, rich_help_panel=title)
+    for title in ("Options of some methods", "Steps", "Rows", "Beside the training", "Machine")
+)
+
 
 def finetune(
     base: Annotated[str, typer.Argument(help="Hugging Face directory or hub id to start from.")],
@@ -23,41 +29,41 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
     method: Annotated[str, typer.Option(help=METHODS)] = "full",
     task: Annotated[str | None, typer.Option(help=TASKS)] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Blocks that last_k, … train; default: a quarter.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Blocks that `layers` trains, from 0: 0,3 or 8-11.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Share of parameters alf trains at a time [0.25].")] = None,
-    denominator: Annotated[str | None, typer.Option(help="The budget is a share of: total (default), blocks.")] = None,
-    score: Annotated[str | None, typer.Option(help=SCORES)] = None,
-    commit: Annotated[bool | None, typer.Option("--commit", help="alf: choose blocks once.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of lora [8].")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Scale of lora; default: twice the rank.")] = None,
-    virtual_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that prompt learns [20].")] = None,
-    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of adapter [64].")] = None,
-    variant: Annotated[str | None, typer.Option(help="Where adapter sits: pfeiffer (default), houlsby.")] = None,
-    merge: Annotated[bool | None, typer.Option("--merge", help="lora, ia3: write merged weights.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; overrides --epochs.")] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts, or windows of texts, in one step.")] = 16,
-    accumulation: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the method's tested one.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text, or of its windows.")] = None,
-    validation: Annotated[Path | None, typer.Option(help="Held-out data; default: a fifth of the documents.")] = None,
-    class_weights: Annotated[bool, typer.Option("--class-weights", help="Rare classes count as much.")] = False,
-    windows: Annotated[bool, typer.Option("--windows", help="Read long texts in windows, not their start.")] = False,
-    general: Annotated[Path | None, typer.Option(help="Text for forgetting; default: our sentences.")] = None,
-    watch_attention: Annotated[bool, typer.Option("--watch-attention", help="Record it while training.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of split, order and new weights.")] = 0,
-    text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
-    completion_column: Annotated[str | None, typer.Option(help="Column that holds the completion.")] = None,
-    messages_column: Annotated[str | None, typer.Option(help="Column that holds the conversation.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
-    document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: what the machine has.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 computes in it; default: float32.")] = None,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    k: Annotated[int | None, OF_METHOD(min=1, help="Blocks that last_k, … train; default: a quarter.")] = None,
+    layers: Annotated[str | None, OF_METHOD(help="Blocks that `layers` trains, from 0: 0,3 or 8-11.")] = None,
+    budget: Annotated[float | None, OF_METHOD(help="Share of parameters alf trains at a time [0.25].")] = None,
+    denominator: Annotated[str | None, OF_METHOD(help="The budget is a share of: total (default), blocks.")] = None,
+    score: Annotated[str | None, OF_METHOD(help=SCORES)] = None,
+    commit: Annotated[bool | None, OF_METHOD("--commit", help="alf: choose blocks once.")] = None,
+    rank: Annotated[int | None, OF_METHOD(min=1, help="Rank of lora [8].")] = None,
+    alpha: Annotated[float | None, OF_METHOD(help="Scale of lora; default: twice the rank.")] = None,
+    virtual_tokens: Annotated[int | None, OF_METHOD(min=1, help="Tokens that prompt learns [20].")] = None,
+    bottleneck: Annotated[int | None, OF_METHOD(min=1, help="Width of adapter [64].")] = None,
+    variant: Annotated[str | None, OF_METHOD(help="Where adapter sits: pfeiffer (default), houlsby.")] = None,
+    merge: Annotated[bool | None, OF_METHOD("--merge", help="lora, ia3: write merged weights.")] = None,
+    max_steps: Annotated[int | None, STEPS(min=1, help="Optimizer steps; overrides --epochs.")] = None,
+    epochs: Annotated[float, STEPS(help="Passes over the training rows.")] = 3.0,
+    batch_size: Annotated[int, STEPS(min=1, help="Texts, or windows of texts, in one step.")] = 16,
+    accumulation: Annotated[int, STEPS(min=1, help="Batches whose gradients make one step.")] = 1,
+    learning_rate: Annotated[float | None, STEPS(help="Peak; default: the method's tested one.")] = None,
+    max_length: Annotated[int | None, ROWS(min=3, help="Most tokens of a text, or of its windows.")] = None,
+    validation: Annotated[Path | None, ROWS(help="Held-out data; default: a fifth of the documents.")] = None,
+    class_weights: Annotated[bool, ROWS("--class-weights", help="Rare classes count as much.")] = False,
+    windows: Annotated[bool, ROWS("--windows", help="Read long texts in windows, not their start.")] = False,
+    general: Annotated[Path | None, WATCH(help="Text for forgetting; default: our sentences.")] = None,
+    watch_attention: Annotated[bool, WATCH("--watch-attention", help="Record it while training.")] = False,
+    seed: Annotated[int, STEPS(min=0, help="Of split, order and new weights.")] = 0,
+    text_column: Annotated[str | None, ROWS(help="Column that holds the text.")] = None,
+    prompt_column: Annotated[str | None, ROWS(help="Column that holds the prompt.")] = None,
+    completion_column: Annotated[str | None, ROWS(help="Column that holds the completion.")] = None,
+    messages_column: Annotated[str | None, ROWS(help="Column that holds the conversation.")] = None,
+    label_column: Annotated[str | None, ROWS(help="Column that holds the label.")] = None,
+    document_column: Annotated[str | None, ROWS(help="Column that names the document.")] = None,
+    device: Annotated[str | None, MACHINE(help="cpu, cuda, …; default: what the machine has.")] = None,
+    dtype: Annotated[str | None, MACHINE(help="bfloat16 computes in it; default: float32.")] = None,
+    checkpointing: Annotated[bool, MACHINE("--checkpointing", help="Less memory, more time.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    null_twin: Annotated[bool, typer.Option("--null-twin", help="Train once more on shuffled labels.")] = False,
+    null_twin: Annotated[bool, WATCH("--null-twin", help="Train once more on shuffled labels.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print size, memory and time; train nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -77,14 +83,14 @@ def finetune(
     from attnlens.training.train import finetune as train
 
     terminal.quiet()
-    columns = {
-        "text": text_column,
-        "prompt": prompt_column,
-        "completion": completion_column,
-        "messages": messages_column,
-        "label": label_column,
-        "document": document_column,
-    }
+    columns = terminal.named(
+        text=text_column,
+        prompt=prompt_column,
+        completion=completion_column,
+        messages=messages_column,
+        label=label_column,
+        document=document_column,
+    )
     with terminal.progress("Training") as (advance,):
         options = TrainOptions(
             max_steps=max_steps,
@@ -113,7 +119,7 @@ def finetune(
             checkpointing=checkpointing,
             general=general,
             watch_attention=watch_attention,
-            columns={name: column for name, column in columns.items() if column is not None} or None,
+            columns=columns,
             device=device,
             null_twin=null_twin,
             resume=resume,
@@ -132,7 +138,9 @@ def finetune(
 
 def _outcome(result: "TrainingResult") -> dict[str, Any]:
     """A finished run for programs, and its twin's where there is one."""
+    told = ("seed", "parameters", "accounting", "cost", "selection_overlap")
     facts = {"path": str(result.path), "method": result.method, "metrics": result.metrics}
+    facts |= {name: result.record[name] for name in told}
     return facts if result.twin is None else {**facts, "null_twin": _outcome(result.twin)}
 
 

@@ -49,14 +49,14 @@ def report(
     from attnlens.show.tables import summary
 
     terminal.quiet()
-    columns = {
-        "text": text_column,
-        "prompt": prompt_column,
-        "completion": completion_column,
-        "messages": messages_column,
-        "label": label_column,
-        "document": document_column,
-    }
+    columns = terminal.named(
+        text=text_column,
+        prompt=prompt_column,
+        completion=completion_column,
+        messages=messages_column,
+        label=label_column,
+        document=document_column,
+    )
     with terminal.progress("Measuring") as (advance,):
         options = ReportOptions(
             data=data,
@@ -69,7 +69,7 @@ def report(
             memory=memory,
             seed=seed,
             text=not no_text,
-            columns={name: column for name, column in columns.items() if column is not None} or None,
+            columns=columns,
             device=device,
             dtype=dtype,
             config=config,

@@ -103,6 +103,11 @@ class _Forecast:
             self.told = True
 
 
+def named(**columns: str | None) -> dict[str, str] | None:
+    """The columns that were named, by what they hold; None where none was."""
+    return {name: column for name, column in columns.items() if column is not None} or None
+
+
 def announce(line: str) -> None:
     """A line about the work ahead, on stderr; never broken, so that paths in it can be copied."""
     stderr.print(Text(CONTROL.sub("", line)), soft_wrap=True)

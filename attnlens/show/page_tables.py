@@ -58,7 +58,7 @@ def training_rows(comparison: Comparison) -> dict[str, Any]:
         "method": _text("method"),
         "trained weights (%)": lambda row: _known(row["trained"], percent),
         "kept step": lambda row: _known(row["best_step"], "{:.0f}".format),
-        "seconds": lambda row: _known(row["seconds"], "{:.0f}".format),
+        "whole run (s)": lambda row: _known(row["seconds"], "{:,.0f}".format),
         "held-out loss": lambda row: _known(row["loss"], "{:.3f}".format),
         "held-out perplexity before training": lambda row: _known(row["base_perplexity"], "{:,.2f}".format),
     }
@@ -75,11 +75,10 @@ def cost_rows(comparison: Comparison) -> dict[str, Any] | None:
         return None
     columns: dict[str, Cell] = {"model": _text("model")}
     for name, what in {"mean": "mean", "peak": "peak", "cumulative": "changed"}.items():
-        columns[f"{what}, % of all"] = lambda row, name=name: _known(row[f"{name}_of_total"], percent)
-        columns[f"{what}, % of blocks"] = lambda row, name=name: _known(row[f"{name}_of_blocks"], percent)
+        columns[f"{what} (%)"] = lambda row, name=name: _known_pair(row[f"{name}_of_total"], row[f"{name}_of_blocks"])
     columns |= {
         "TFLOP": lambda row: _known(row["flops"] / 1e12, "{:,.3g}".format),
-        "seconds": lambda row: _known(row["seconds"], "{:,.0f}".format),
+        "training (s)": lambda row: _known(row["seconds"], "{:,.0f}".format),
         "ms a step": lambda row: _known(1000 * row["step_seconds"], "{:,.0f}".format),
         "peak memory (MiB)": lambda row: _known(row["peak_memory"], "{:,.0f}".format),
         "checkpoint (MiB)": lambda row: _known(row["checkpoint"], "{:,.1f}".format),
@@ -88,9 +87,9 @@ def cost_rows(comparison: Comparison) -> dict[str, Any] | None:
     memory = {"cuda": "of the GPU, as torch allocated it", "process": "of the whole process"}
     kind = f" Memory: {', '.join(memory.get(str(kind), str(kind)) for kind in kinds)}." if kinds else ""
     note = (
-        "% of all: of all parameters of the model, embeddings and head among them. % of blocks: parameters of blocks "
-        "that trained, of those of all blocks. mean and peak: at a time; changed: in the end. FLOPs: "
-        f"forward and backward passes by torch's counter, 2 a multiply-add. ms a step: median.{kind}"
+        "mean, peak: parameters that train at a time; changed: in the end; in percent of all parameters, embeddings "
+        "and head among them / of those of the blocks. FLOPs: forward and backward passes by torch's counter, 2 a "
+        f"multiply-add. training: with its evaluations, without what stands before and after. ms a step: median.{kind}"
     )
     return _without_empty(_table("What the training cost", "cost", frame, columns)) | {"note": note}
 
@@ -202,6 +201,12 @@ def _text(name: str) -> Cell:
 
 def _known(value: float, written: Callable[[float], str]) -> tuple[str, Any]:
     return ("", "") if pd.isna(value) else (written(value), value)
+
+
+def _known_pair(first: float, second: float) -> tuple[str, Any]:
+    """Two percentages with a stroke between them, sorted by the first."""
+    written = [percent(value) for value in (first, second) if not pd.isna(value)]
+    return " / ".join(written), "" if pd.isna(first) else first
 
 
 def _placed(row: Any, name: str, written: Callable[[float, int], str]) -> tuple[str, Any]:

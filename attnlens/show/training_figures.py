@@ -109,8 +109,8 @@ def movement(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     pairs = list(table[["model", "part"]].drop_duplicates().itertuples(index=False, name=None))
     caption = (
         "How far the weights of each block are from where they began, ‖W − W₀‖/‖W₀‖ in percent, at every step that was "
-        f"watched, by part of the block. {DARKER} block; a level line is a block that was frozen. No sampling is "
-        "involved."
+        f"watched, by part of the block. {DARKER} block; a level line is a block that was frozen, and one that falls "
+        "back to 0 was probed and not chosen. No sampling is involved."
     )
     title = _each(comparison, table, training_words.movement_finding)
     draw = _lines(comparison, table, pairs, "change")
@@ -145,7 +145,7 @@ def attention(comparison: Comparison, table: pd.DataFrame) -> Drawing:
 
 def _lines(comparison: Comparison, table: pd.DataFrame, pairs: list[tuple[str, str]], column: str):
     """Panels of lines by depth, one for each (model, part)."""
-    names = labels(comparison.models, limit=18)
+    names = labels(comparison.models, limit=24)
     several = len(comparison.models) > 2
     parts = list(dict.fromkeys(name for _, name in pairs))
     unit, depth, log = LINES[column]

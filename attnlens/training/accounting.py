@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.core.errors import UnsupportedModel
 from attnlens.training.alf import LayerController
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.importance import SCORES
 
 

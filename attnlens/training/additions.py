@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.bottleneck import Bottleneck, insert, save_bottleneck
 from attnlens.checkpoints.tensors import module_of
 from attnlens.core.errors import TrainingError, UnsupportedModel
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
 from attnlens.training.selections import Selection
 from attnlens.training.tasks import TASKS

@@ -159,7 +159,7 @@ class LayerController:
         self._meter: Meter | None = None
         self._kept: dict[int, list[Tensor]] = {}
         self._groups = _groups(self.blocks, head, optimizer)
-        if plan.capacity is not None and not _admitted(self.blocks, plan, range(len(self.blocks))):
+        if plan.capacity is not None and not admitted(self.blocks, plan, range(len(self.blocks))):
             raise TrainingError(f"a capacity of {plan.capacity:,} parameters admits no block.")
         trained = {id(parameter) for parameters in (*self.blocks, head) for parameter in parameters}
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
@@ -265,7 +265,7 @@ class LayerController:
             for number in self.active:
                 weights[number] *= 1 + self.plan.hysteresis
         order = sorted(range(len(weights)), key=lambda number: (-weights[number], number))
-        self.active = _admitted(self.blocks, self.plan, order)
+        self.active = admitted(self.blocks, self.plan, order)
         self.choices.append(Choice(self._steps, tuple(scores), tuple(smoothed), self.active))
         self._settle(self.active)
         self._left = self.plan.run
@@ -287,7 +287,7 @@ class LayerController:
                 _turn(self._optimizer, parameter, on=number in active)
 
 
-def _admitted(blocks: Blocks, plan: Plan, order: Sequence[int]) -> tuple[int, ...]:
+def admitted(blocks: Blocks, plan: Plan, order: Sequence[int]) -> tuple[int, ...]:
     """The blocks that are taken in this order as long as there is room; a later, smaller one may still fit."""
     taken, used = list[int](), 0
     for number in order:

@@ -27,10 +27,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from attnlens.checkpoints.blocks import head_parameters
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.source import check_hub, read_json
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
-from attnlens.training.groups import head_parameters
 
 Loaded = TypeVar("Loaded")
 Problem = Literal["single_label_classification", "multi_label_classification"]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.checkpoints.load import quiet
 from attnlens.text.corpus import Corpus
 from attnlens.training.accounting import trained_parameters
-from attnlens.training.alf import Plan
+from attnlens.training.alf import Plan, admitted
 from attnlens.training.cost import batch_loss, on_device
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.importance import SCORES
 from attnlens.training.job import Job, prepare
 from attnlens.training.loop import training_arguments
@@ -135,12 +135,10 @@ def _counts(job: Job) -> dict[str, Any]:
 
 def _admit(job: Job, plan: Plan) -> None:
     """Train as many blocks as a selection may hold, from the first on: the gradient then passes through all others."""
-    used, taken = 0, 0
-    for block in transformer_blocks(job.base.model):
-        size = sum(parameter.numel() for parameter in block.parameters())
-        fits = (plan.capacity is None or used + size <= plan.capacity) and (plan.k is None or taken < plan.k)
-        used, taken = used + size * fits, taken + fits
-        block.requires_grad_(fits)
+    blocks = transformer_blocks(job.base.model)
+    taken = admitted([list(block.parameters()) for block in blocks], plan, range(len(blocks)))
+    for number, block in enumerate(blocks):
+        block.requires_grad_(number in taken)
     job.model.zero_grad()
 
 

@@ -49,9 +49,9 @@ def method_named(name: str, options: TrainOptions) -> Method:
     for option in sorted(frozenset[str]().union(*(method.options for method in METHODS.values()))):
         if getattr(options, option) is not None and option not in METHODS[name].options:
             takers = ", ".join(method.name for method in METHODS.values() if option in method.options)
-            raise TrainingError(
-                f"{option}={getattr(options, option)} means nothing to {name!r}: it belongs to {takers}."
-            )
+            value = getattr(options, option)
+            given = option if value is True else f"{option}={value}"
+            raise TrainingError(f"{given} means nothing to {name!r}: it belongs to {takers}.")
     return METHODS[name]
 
 

@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.core.errors import UnsupportedModel
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.job import Job
 from attnlens.training.memory import available_bytes
 from attnlens.training.observer import Observer

@@ -1,5 +1,6 @@
 """What every observer of a training run is, and how one looks at a model without leaving a trace in the training."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 
-class Observer(TrainerCallback):
+class Observer(TrainerCallback, ABC):
     """A callback that reads and never changes; `facts` go into the record under `key`.
 
     `state` is what a resumed run needs to go on as if it had never stopped, in plain JSON values.
@@ -17,9 +18,9 @@ class Observer(TrainerCallback):
 
     key: str
 
+    @abstractmethod
     def facts(self) -> Any:
         """What was seen, in plain JSON values; called once, after the training."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """What has been seen so far."""

@@ -5,16 +5,15 @@ size of the weights (FINETUNING.md 4.2). Only a selection that differs from its 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from attnlens.core.errors import TrainingError
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.training.alf import LayerController
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.importance import SCORES
 
 
@@ -75,20 +74,6 @@ def selection_overlap(
         "stability_chance": _mean([expected_jaccard(blocks, len(one), len(two)) for one, two in steps]),
         **({"real": jaccard(active, real)} if real is not None else {}),
     }
-
-
-def selection_matrix(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Jaccard of the last chosen sets of runs with each other, from their training records: (R, R)."""
-    for record in records:
-        if not record.get("selection_overlap"):
-            raise TrainingError(
-                f"a run by {record.get('method')!r} chose no blocks in training: needed records of 'alf' or 'lisa'."
-            )
-    counts = sorted({len(record["switching"]["blocks"]) for record in records})
-    if len(counts) > 1:
-        raise TrainingError(f"needed runs of models with equally many blocks to compare what they chose; got {counts}.")
-    sets = [record["selection_overlap"]["active"] for record in records]
-    return np.array([[jaccard(one, two) for two in sets] for one in sets])
 
 
 def _mean(values: Sequence[float]) -> float | None:

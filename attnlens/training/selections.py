@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.core.errors import TrainingError
 from attnlens.training.alf import Plan, capacity
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.options import TrainOptions
 
 LISA_STEPS = 20  # between two draws, the default of LMFlow; quality is flat from 1 to 50 (FINETUNING.md 2.1)

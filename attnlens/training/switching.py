@@ -7,8 +7,8 @@ from typing import Any
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.training.alf import LayerController, Plan
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.overlap import inverse_rms
 from attnlens.training.processes import agreed
 

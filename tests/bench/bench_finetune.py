@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import UnsupportedModel
 from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, Example
 from attnlens.training.alf import LayerController
 from attnlens.training.cost import batch_loss
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.job import Job, prepare
 from attnlens.training.methods import METHODS
 from attnlens.training.options import TrainOptions

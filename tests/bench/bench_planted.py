@@ -14,8 +14,8 @@ import os
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.training.alf import Choice, LayerController, Plan
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
 
 BLOCKS, PLANTED, STEPS = 6, 2, 10

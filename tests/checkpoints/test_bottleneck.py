@@ -159,7 +159,7 @@ def test_what_has_no_place_is_refused():
     with pytest.raises(UnknownName, match="unknown adapter variant 'pfeifer': did you mean 'pfeiffer'"):
         Bottleneck("pfeifer")
     albert = tf.AlbertForSequenceClassification(tf.AlbertConfig(**SHAPE, vocab_size=60, embedding_size=8))
-    with pytest.raises(UnsupportedModel, match="needed a block for each of its 2 layers, found 1"):
+    with pytest.raises(UnsupportedModel, match="needed the transformer blocks of its 2 layers, found 1"):
         insert(albert, Bottleneck("pfeiffer", 4))
     experts = tf.Qwen2MoeForCausalLM(
         tf.Qwen2MoeConfig(**LLAMA, num_experts=2, moe_intermediate_size=8, shared_expert_intermediate_size=8)

@@ -115,10 +115,9 @@ def test_the_cost_names_both_denominators(told: Comparison):
     assert (row["mean_of_total"], row["peak_of_blocks"]) == (pytest.approx(27.9), 100)
     table = page_tables(told)["cost"]
     cells = dict(zip(table["columns"], table["rows"][0], strict=True))
-    assert cells["mean, % of all"][0] == "28"
-    assert cells["mean, % of blocks"][0] == "58"
+    assert cells["mean (%)"][0] == "28 / 58"
     assert (cells["TFLOP"][0], cells["peak memory (MiB)"][0], cells["ms a step"][0]) == ("3.5", "900", "250")
-    assert "of all parameters" in table["note"] and "of the whole process" in table["note"]
+    assert "percent of all parameters" in table["note"] and "of the whole process" in table["note"]
 
 
 def test_forgetting_and_classes_are_tables(told: Comparison):

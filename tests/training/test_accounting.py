@@ -12,10 +12,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification
 
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.checkpoints.load import quiet
 from attnlens.text.corpus import Corpus
 from attnlens.training.accounting import trained_parameters
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.movement import Movement
 from attnlens.training.options import TrainOptions
 from tests.training.test_observers import ANY, FEW, job

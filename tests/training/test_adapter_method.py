@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
+from attnlens.checkpoints.blocks import head_parameters
 from attnlens.checkpoints.load import load, load_all
 from attnlens.core.errors import OutputExists, TrainingError, UnknownName
 from attnlens.show.run import ReportOptions, run_report
 from attnlens.text.corpus import Corpus
-from attnlens.training.groups import head_parameters
 from attnlens.training.job import Job, prepare
 from attnlens.training.loop import train_model
 from attnlens.training.methods import method_named

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers as tf
 
+from attnlens.checkpoints.blocks import head_parameters
 from attnlens.core.errors import TrainingError, UnsupportedModel
-from attnlens.training.groups import head_parameters
 from attnlens.training.methods import METHODS
 from attnlens.training.options import TrainOptions
 from attnlens.training.split import CLASSIFICATION

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.core.errors import Diverged, TrainingError, UnknownName, UnsupportedModel
 from attnlens.training import alf
 from attnlens.training.alf import LayerController, Plan, capacity
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
 
 QUICK = Plan(k=2, warmup=4, probe=4, run=3, skip=1)

@@ -20,9 +20,9 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.methods import METHODS, freeze, method_named
 from attnlens.training.options import TrainOptions
 
@@ -116,10 +116,9 @@ def test_shared_blocks_are_refused():
         transformer_blocks(model)
 
 
-def test_a_model_without_a_head_is_refused():
+def test_the_head_of_a_bare_encoder_is_its_pooler():
     config = BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=9)
-    with pytest.raises(UnsupportedModel, match="no head apart from its backbone"):
-        head_parameters(BertModel(config))
+    assert head_parameters(BertModel(config)) == {"pooler.dense.weight", "pooler.dense.bias"}
 
 
 def test_freeze_leaves_no_gradient_behind(tiny: Callable[[str], Path]):

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
+from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.text.corpus import Corpus
 from attnlens.training.cost import KERNELS, Cost, batch_loss, bytes_in, training_flops
-from attnlens.training.groups import transformer_blocks
 from attnlens.training.job import Job, prepare
 from attnlens.training.memory import PeakMemory, model_bytes
 from attnlens.training.methods import METHODS
@@ -55,7 +55,10 @@ def test_looking_changes_no_bit(
 
 def bare(model: torch.nn.Module) -> Any:
     """A model whose rows need no padding, with the loss that it has of itself."""
-    stacked = lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}  # noqa: E731
+
+    def stacked(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
     return SimpleNamespace(model=model, work=SimpleNamespace(loss=None, collate=stacked))
 
 
@@ -161,8 +164,8 @@ def test_peak_memory_of_the_process():
     assert model_bytes(model) == 4 * 1_001_000
     before = torch.ones(10_000_000)
     memory = PeakMemory(model, torch.device("cpu"))
-    if memory.kind is None:
-        pytest.skip("the peak of the resident set: not on this machine")
+    if memory.kind is None:  # only Linux lets a process forget its peak
+        pytest.skip("this system tells no peak of memory that can be reset")
     torch.ones(25_000_000)  # 100 MB, freed at once
     peak, later = memory.look(), memory.look()
     assert peak == pytest.approx(100e6 + model_bytes(model), rel=0.15)

@@ -12,10 +12,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from attnlens.checkpoints.identity import read_record
-from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus
 from attnlens.training.alf import Choice, Plan
-from attnlens.training.overlap import expected_jaccard, inverse_rms, jaccard, selection_matrix, selection_overlap
+from attnlens.training.overlap import expected_jaccard, inverse_rms, jaccard, selection_overlap
 from attnlens.training.train import TrainOptions, finetune
 
 
@@ -85,23 +84,6 @@ def test_inverse_rms_by_hand():
     assert inverse_rms(model) == pytest.approx((0.5, 0.05))
 
 
-def record(*active: int, blocks: int = 6) -> dict[str, Any]:
-    return {
-        "method": "alf",
-        "selection_overlap": {"active": list(active)},
-        "switching": {"blocks": [f"layer.{number}" for number in range(blocks)]},
-    }
-
-
-def test_matrix_of_runs():
-    found = selection_matrix([record(4, 5), record(3, 5), record(0, 1)])
-    assert found.tolist() == pytest.approx(np.array([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]))
-    with pytest.raises(TrainingError, match=r"equally many blocks .* got \[6, 12\]"):
-        selection_matrix([record(1), record(1, blocks=12)])
-    with pytest.raises(TrainingError, match="a run by 'full' chose no blocks in training"):
-        selection_matrix([{"method": "full", "selection_overlap": None}])
-
-
 def test_the_record_of_a_run_and_of_its_twin(tiny: Any, corpus: Corpus, tmp_path: Path):
     """`last_k` as a score chooses the last block every time, and so does its twin."""
     options = TrainOptions(max_steps=20, batch_size=4, learning_rate=1e-2, max_length=16, device="cpu", null_twin=True)
@@ -112,7 +94,6 @@ def test_the_record_of_a_run_and_of_its_twin(tiny: Any, corpus: Corpus, tmp_path
     assert real["selection_overlap"]["active"] == [3] and real["selection_overlap"]["jaccard"]["last_k"] == 1
     assert real["selection_overlap"]["chance"] == 0.25 and real["selection_overlap"]["stability"] in {1, None}
     assert twin["selection_overlap"] == {**real["selection_overlap"], "real": 1.0}
-    assert selection_matrix([real, twin]).tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_run_that_chooses_no_blocks_has_no_overlap(tiny: Any, corpus: Corpus, tmp_path: Path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AlbertConfig, AlbertForSequenceClassification
 from typer.testing import CliRunner
 
+from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.load import quiet
 from attnlens.cli import app
@@ -21,7 +22,6 @@ from attnlens.core.errors import TrainingError, UnknownName, UnsupportedModel
 from attnlens.text.corpus import Corpus
 from attnlens.training.alf import LayerController
 from attnlens.training.base import load_classifier, load_language_model
-from attnlens.training.groups import head_parameters, transformer_blocks
 from attnlens.training.importance import SCORES
 from attnlens.training.methods import METHODS
 from attnlens.training.train import TrainingResult, TrainOptions, finetune
@@ -230,7 +230,7 @@ def test_faults_are_named_in_one_line_and_nothing_is_written(tiny: Tiny, corpus:
         ("alf", {"k": 2}, TrainingError, "k=2 means nothing to 'alf': it belongs to last_k, first_k, random_k, lisa"),
         ("lisa", {"budget": 0.3}, TrainingError, r"budget=0\.3 means nothing to 'lisa': it belongs to alf"),
         ("full", {"score": "rms"}, TrainingError, "score=rms means nothing to 'full': it belongs to alf"),
-        ("last_k", {"commit": True}, TrainingError, "commit=True means nothing to 'last_k'"),
+        ("last_k", {"commit": True}, TrainingError, "commit means nothing to 'last_k'"),
         ("alff", {}, UnknownName, "unknown fine-tuning method 'alff': did you mean 'alf'"),
         ("alf", {"score": "weight_chnge"}, UnknownName, "unknown score 'weight_chnge': did you mean 'weight_change'"),
         ("alf", {"denominator": "all"}, UnknownName, "unknown denominator 'all': known: blocks, total"),

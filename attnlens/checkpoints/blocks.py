@@ -30,7 +30,7 @@ def transformer_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
         found = " and ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True)) or "none"
         raise UnsupportedModel(
             f"{kind}: needed the transformer blocks of its {declared} layers, found {found}; it shares blocks between "
-            "layers or keeps them in an unknown place. Use method 'full' or 'head'."
+            "layers or keeps them in an unknown place. Use method 'full', 'head' or 'lora'."
         )
     blocks = tuple(block for found in lists.values() for block in found)
     owners = [id(parameter) for block in blocks for parameter in block.parameters()]
@@ -51,8 +51,6 @@ def transformer_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
 def head_parameters(model: PreTrainedModel) -> frozenset[str]:
     """Names of the parameters outside the backbone, and of its pooler."""
     backbone = model.base_model
-    if backbone is model:
-        raise UnsupportedModel(f"{type(model).__name__} has no head apart from its backbone. Use method 'full'.")
     pooler = getattr(backbone, "pooler", None)
     pooled = {id(parameter) for parameter in pooler.parameters()} if isinstance(pooler, nn.Module) else set[int]()
     body = {id(parameter) for parameter in backbone.parameters()} - pooled
