@@ -1,7 +1,7 @@
 """Every method on three real jobs: does it train, does its checkpoint come back, what does it cost, what moves?
 
 all-MiniLM-L6-v2 on CUAD clause types (CC BY 4.0, Hendrycks et al. 2021), a small Llama trained on children's stories
-(MIT) on State of the Union addresses (public domain), and an XLM-R of two layers with random weights on CUAD. Neither
+(MIT) on State of the Union addresses (public domain), and a four-layer XLM-R with random weights on CUAD. Neither
 data nor decoder is part of this project: give the folder that holds them. STEPS steps, each method at its default
 learning rate, one seed: a check of the machinery with its prices, not a comparison of methods, which takes seeds and
 grids. Only numbers are kept. A run that stopped goes on where it was.
@@ -33,6 +33,7 @@ from attnlens.training.train import finetune
 
 HERE = Path(__file__).parent
 STEPS, TYPES, TEXTS, SEED = 60, 6, 40, 0
+ENDS = (0, 3)  # blocks that `layers` trains
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def row(job: Work, method: str, work: Path) -> dict[str, object]:
     made = {"job": job.name, "method": method}
     if not output.exists():
         try:
-            finetune(job.base, job.data, method=method, output=output, seed=SEED, options=job.options)
+            options = replace(job.options, layers=ENDS) if method == "layers" else job.options
+            finetune(job.base, job.data, method=method, output=output, seed=SEED, options=options)
         except (TrainingError, UnsupportedModel) as refusal:
             return made | {"refused": str(refusal)}
     record = read_record(output)
