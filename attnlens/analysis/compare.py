@@ -108,7 +108,7 @@ def compare(
     floor = _rounded(stored, models)
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
-    arrays, sites = measure(subjects, prepared, measuring)
+    arrays, sites, reasons = measure(subjects, prepared, measuring)
     data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     virtual = _virtual_tokens(data, given)
     weights, heads = _weights(given, names)
@@ -125,6 +125,7 @@ def compare(
             *_readers(names, selectors),
             *_beside(beside),
             *_in_front(virtual),
+            *(f"{name} has no data: {reason}." for name, reason in reasons.items()),
             *_warnings(base, texts, prepared, options),
         ],
     }

@@ -28,9 +28,7 @@ class Agreement(NamedTuple):
     precision: np.ndarray
 
 
-def agreement(
-    scores: np.ndarray, marked: np.ndarray, keys: np.ndarray | None = None, *, tie: float = TIE
-) -> Agreement:
+def agreement(scores: np.ndarray, marked: np.ndarray, keys: np.ndarray | None = None, *, tie: float = TIE) -> Agreement:
     """Agreement of scores (…, K) with marks (…, K), both of which broadcast, over the keys (…, K) bool (None: all).
 
     A key whose score is NaN has no data and is left out. tie: relative difference up to which two neighbours in the

@@ -67,7 +67,7 @@ def needed(groups: Groups | None) -> Groups:
     """The groups, or an error where a statistic needs them and none were given."""
     if groups is None:
         raise ShapeError(
-            "mass, share, log_odds and all that speaks of content need groups: pass integers (B, K) or weights (B, K, G)"
+            "mass, share, log_odds and all about content need groups: pass integers (B, K) or weights (B, K, G)"
         )
     return groups
 
@@ -288,7 +288,8 @@ def entropy_between(attention: AttentionMap) -> Tensor:
 
     What is left of `entropy` is spread within the three, Σ m·H: entropy = between + within, exactly, in every row,
     also one that sees none of the group. NaN in texts without the group, and for columns that are not 0/1 within the
-    content: a soft column is no part of the keys, and the identity fails. [1/2, 1/4, 1/4] with sink {0}, group {1} and other {2} → 1.0397, all between.
+    content: a soft column is no part of the keys, and the identity fails. [1/2, 1/4, 1/4] with sink {0}, group {1} and
+    other {2} → 1.0397, all between.
     """
     inside = attention.group_weights
     content = attention.content.mT  # (B, 1, K, 1)

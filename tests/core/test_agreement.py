@@ -35,7 +35,8 @@ def test_auroc_equals_scikit_learn_with_ties():
 def orders(scores: np.ndarray) -> list[list[int]]:
     """Every order of the keys, best first, that the scores allow."""
     levels = [[i for i, s in enumerate(scores) if s == level] for level in sorted(set(scores), reverse=True)]
-    return [sum(map(list, ties), []) for ties in itertools.product(*map(itertools.permutations, levels))]
+    products = itertools.product(*map(itertools.permutations, levels))
+    return [list(itertools.chain.from_iterable(ties)) for ties in products]
 
 
 @pytest.mark.parametrize("seed", range(12))
