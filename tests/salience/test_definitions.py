@@ -20,7 +20,7 @@ def contracts() -> Corpus:
 
 
 def test_names():
-    assert list(DEFINITIONS) == ["spans", "keyness", "textrank", "spans_keyness"]
+    assert list(DEFINITIONS)[:4] == ["spans", "keyness", "textrank", "spans_keyness"]
     assert all(name == definition.name and name.isascii() for name, definition in DEFINITIONS.items())
     with pytest.raises(UnknownName, match="did you mean 'keyness'"):
         mark_words("keynes", corpus_of(["text"]), Aids())
