@@ -6,7 +6,7 @@ from attnlens.core.errors import CorpusError
 from attnlens.salience.aids import Aids
 from attnlens.salience.ranking import mark_top
 from attnlens.text.corpus import Corpus
-from attnlens.text.lexis import forms, is_content
+from attnlens.text.lexis import content_flags, forms, is_content
 
 
 def mark_frequent_here(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
@@ -30,20 +30,12 @@ def mark_frequent_here(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
             "Choose textrank."
         ) from error
     columns: dict[str, int] = vectorizer.vocabulary_
+    weights = vectorizer.transform(example.text for example in corpus)  # (N, V), sparse
     marks = []
-    for example, row in zip(corpus, vectorizer.transform(example.text for example in corpus), strict=True):
-        scores = row.toarray()[0]
-        marks.append(
-            mark_top(
-                np.array(
-                    [
-                        (scores[columns[word]] if word in columns else 0.0) if is_content(word) else np.nan
-                        for word in forms(example.text)
-                    ],
-                    dtype=np.float64,
-                )
-            )
-        )
+    for number, example in enumerate(corpus):
+        scores = np.append(weights[number].toarray().ravel(), 0.0)  # last, for words the background never saw
+        places = np.array([columns.get(word, -1) for word in forms(example.text)], dtype=np.int64)
+        marks.append(mark_top(np.where(content_flags(example.text), scores[places], np.nan)))
     return marks
 
 

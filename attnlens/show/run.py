@@ -34,10 +34,10 @@ class ReportOptions:
 
     data: the corpus; None takes the held-out data named in the first tuned model's training record, failing that the
     embedded probe sentences. columns: our field name → the data's column name; None takes those of the training record
-    that the data has. output: the folder; None makes report-BASE-vs-TUNED. text: keep example texts in the
-    report. lexicon: a file of terms, one a line. encoder: a third model. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must
-    say first. progress: called with (texts done, all texts). announce: called with a line when the work begins.
-    The rest is CompareOptions.
+    that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
+    encoder: a third model. text: keep example texts in the report. force: replace another run's report. names: what to
+    call base and tuned. notes: lines that page one must say first. progress: called with (texts done, all texts).
+    announce: called with a line when the work begins. The rest is CompareOptions.
     """
 
     data: str | Path | None = None
