@@ -31,6 +31,7 @@ from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint, load, load_all
 from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
+from attnlens.salience import Aids
 from attnlens.text.align import Encoded, words
 from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
@@ -93,12 +94,12 @@ def compare(
     )
     corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    background = None if options.background is None else rendered(options.background, base.tokenizer)
+    aids = Aids(None if options.background is None else rendered(options.background, base.tokenizer))
     if salience is None:
-        salience = () if options.probe else choose_salience(texts, background)
+        salience = () if options.probe else choose_salience(texts, aids)
     salience = tuple(dict.fromkeys(salience))
     selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
-    prepared = prepare(texts, models, Reading(selectors[0], salience, background, options.max_length, options.seed))
+    prepared = prepare(texts, models, Reading(selectors[0], salience, aids, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
         raise CorpusError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints, UnknownName
-from attnlens.salience import mark_words
+from attnlens.salience import Aids, mark_words
 from attnlens.salience.controls import Control, match_rate, matched_controls
+from attnlens.salience.placebos import random_words, swapped_words
 from attnlens.text.align import Encoded, encode, pieces, token_weights, words
 from attnlens.text.corpus import Corpus, Example
 
@@ -22,8 +23,10 @@ SELECTORS = {
     "content": "every token that is not special",
     "completion": "the tokens of the completion, looking at the words of the prompt",
 }
-# Of each salience definition three columns are measured: all marked words, those with a control, and the controls.
-PER_DEFINITION = 3
+# The columns of each salience definition: all marked words; those with a control, and the controls (C1); as many random
+# words (C2); and the words that another document's salience falls on (C3).
+PER_DEFINITION = 5
+MARKED, MATCHED, CONTROL, RANDOM, SWAPPED = range(PER_DEFINITION)
 # Above this share of tokens, spans are whole passages; the headline then asks for the key words inside them.
 LONG_SPANS = 0.20
 
@@ -32,13 +35,13 @@ LONG_SPANS = 0.20
 class Reading:
     """How texts are read.
 
-    selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. background: the
-    training split, on which keyness counts. max_length: tokens of a text. seed: of the drawn controls.
+    selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. aids: what
+    they look at besides the texts. max_length: tokens of a text. seed: of the drawn controls.
     """
 
     selector: str
     salience: tuple[str, ...] = ()
-    background: Corpus | None = None
+    aids: Aids = field(default_factory=Aids)
     max_length: int = 512
     seed: int = 0
 
@@ -51,7 +54,8 @@ class Reading:
 class Prepared:
     """Tokenised texts with their group columns.
 
-    columns: for each text (T, 1 + 3·S) float32: content, then marked, matched and control words of each definition.
+    columns: for each text (T, 1 + 5·S) float32: content, then marked, matched, control, random and swapped words of
+    each definition (MARKED … SWAPPED).
     rows: for each text (T,) bool: the selected rows that see content.
     marks: for each definition, for each text, (W,) bool. facts: per definition, what was marked and matched.
     """
@@ -69,18 +73,18 @@ class Prepared:
         return tuple(self.marks)
 
 
-def choose_salience(corpus: Corpus, background: Corpus | None = None) -> tuple[str, ...]:
+def choose_salience(corpus: Corpus, aids: Aids) -> tuple[str, ...]:
     """The default: the spans of the data, else keyness where it marks any word, else TextRank; the headline first.
 
-    Keyness needs labels and enough training documents (`background`). Spans that cover more than 20 % of the words
+    Keyness needs labels and enough training documents (the background). Spans that cover more than 20 % of the words
     stand second, behind the key words inside them (METRICS 2).
     """
     labels = len(corpus.labels) > 1
     if any(example.spans for example in corpus):
-        marks = mark_words("spans", corpus, None)
+        marks = mark_words("spans", corpus, aids)
         share = np.concatenate(marks).mean()
         return ("spans_keyness", "spans") if share > LONG_SPANS and labels else ("spans",)
-    if labels and any(mark.any() for mark in mark_words("keyness", corpus, background)):
+    if labels and any(mark.any() for mark in mark_words("keyness", corpus, aids)):
         return ("keyness",)
     return ("textrank",)
 
@@ -108,12 +112,14 @@ def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> P
     columns = [[content.astype(np.float32)] for content, _ in sides]
     marks, facts = {}, {}
     for name in reading.salience:
-        found = mark_words(name, corpus, reading.background)
+        found = mark_words(name, corpus, reading.aids)
         marks[name] = [mark & inside for mark, inside in zip(found, seen, strict=True)]
         controls = matched_controls(corpus, marks[name], counts, np.random.default_rng(reading.seed))
         visible = [mark & (count > 0) for mark, count in zip(marks[name], counts, strict=True)]
+        random = random_words(corpus, visible, counts, np.random.default_rng((reading.seed, RANDOM)))
+        swapped = swapped_words(corpus, visible, counts, np.random.default_rng((reading.seed, SWAPPED)))
         for i, encoded in enumerate(encodings):
-            for weights in (visible[i], controls[i].matched, controls[i].weights):
+            for weights in (visible[i], controls[i].matched, controls[i].weights, random[i], swapped[i]):
                 columns[i].append(token_weights(encoded, weights.astype(np.float32)) * sides[i][0])
         facts[name] = _facts(marks[name], visible, controls)
         if not facts[name]["texts_with_salient_word"]:

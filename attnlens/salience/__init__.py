@@ -6,19 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnlens.core.errors import UnknownName
+from attnlens.salience.aids import Aids
 from attnlens.salience.keyness import mark_keywords
 from attnlens.salience.spans import mark_spans
 from attnlens.salience.textrank import mark_central
 from attnlens.text.corpus import Corpus
 
-Mark = Callable[[Corpus, Corpus | None], list[np.ndarray]]
+__all__ = ["DEFINITIONS", "Aids", "Definition", "mark_words"]
+
+Mark = Callable[[Corpus, Aids], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Definition:
-    """One way to say which words matter: `mark(corpus, background)` gives a (W,) bool array for each example.
+    """One way to say which words matter: `mark(corpus, aids)` gives a (W,) bool array for each example.
 
-    `needs` names the fields of Example it cannot do without; `background` is the training corpus, or None.
+    `needs` names the fields of Example it cannot do without.
     """
 
     name: str
@@ -28,8 +31,8 @@ class Definition:
     mark: Mark
 
 
-def _mark_keywords_in_spans(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
-    spans, keywords = mark_spans(corpus, background), mark_keywords(corpus, background)
+def _mark_keywords_in_spans(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
+    spans, keywords = mark_spans(corpus, aids), mark_keywords(corpus, aids)
     return [inside & keyword for inside, keyword in zip(spans, keywords, strict=True)]
 
 
@@ -50,8 +53,8 @@ DEFINITIONS: dict[str, Definition] = {
 }
 
 
-def mark_words(name: str, corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
+def mark_words(name: str, corpus: Corpus, aids: Aids) -> list[np.ndarray]:
     """Salient words of every example under the definition `name`: a list of (W,) bool arrays."""
     if name not in DEFINITIONS:
         raise UnknownName.among("salience definition", name, DEFINITIONS)
-    return DEFINITIONS[name].mark(corpus, background)
+    return DEFINITIONS[name].mark(corpus, aids)

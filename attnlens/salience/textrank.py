@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import sparse
 
+from attnlens.salience.aids import Aids
 from attnlens.salience.ranking import top
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
@@ -54,10 +55,10 @@ def centrality(text_forms: list[str]) -> np.ndarray:
     return np.append(page_rank(word_graph(nodes)), np.nan)[nodes]
 
 
-def mark_central(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
+def mark_central(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
     """Top 15 % of each text's content words by TextRank: a (W,) bool array for each example.
 
-    The background is not looked at. A text whose content words all score the same has no central word.
+    It needs no aids. A text whose content words all score the same has no central word.
     """
     marks = []
     for example in corpus:

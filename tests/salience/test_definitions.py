@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attnlens.core.errors import CorpusError, UnknownName
-from attnlens.salience import DEFINITIONS, mark_words
+from attnlens.salience import DEFINITIONS, Aids, mark_words
 from attnlens.text.align import words
 from attnlens.text.corpus import Corpus, Span
 from tests.salience.build import corpus_of
@@ -23,12 +23,12 @@ def test_names():
     assert list(DEFINITIONS) == ["spans", "keyness", "textrank", "spans_keyness"]
     assert all(name == definition.name and name.isascii() for name, definition in DEFINITIONS.items())
     with pytest.raises(UnknownName, match="did you mean 'keyness'"):
-        mark_words("keynes", corpus_of(["text"]), None)
+        mark_words("keynes", corpus_of(["text"]), Aids())
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_one_flag_for_each_word(name: str, contracts: Corpus):
-    marks = mark_words(name, contracts, None)
+    marks = mark_words(name, contracts, Aids())
     assert [(len(marked), marked.dtype) for marked in marks] == [
         (len(words(example.text)), np.dtype(bool)) for example in contracts
     ]
@@ -38,8 +38,8 @@ def test_one_flag_for_each_word(name: str, contracts: Corpus):
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_an_example_is_marked_alike_in_any_company(name: str, contracts: Corpus):
     """Given the training data, what is salient in a text does not depend on the other texts measured."""
-    whole = mark_words(name, contracts, contracts)
-    part = mark_words(name, contracts.select([3, 0]), contracts)
+    whole = mark_words(name, contracts, Aids(contracts))
+    part = mark_words(name, contracts.select([3, 0]), Aids(contracts))
     assert (part[0] == whole[3]).all() and (part[1] == whole[0]).all()
 
 
@@ -48,17 +48,17 @@ def test_what_is_needed_is_asked_for_in_one_line(name: str):
     bare = corpus_of(["the customer shall pay"])
     needs = DEFINITIONS[name].needs
     if not needs:
-        assert len(mark_words(name, bare, None)) == 1
+        assert len(mark_words(name, bare, Aids())) == 1
         return
     with pytest.raises(
         CorpusError, match=rf"salience '.*' needs a {needs[0]} field; made.jsonl has none\. Add"
     ) as caught:
-        mark_words(name, bare, None)
+        mark_words(name, bare, Aids())
     assert "\n" not in str(caught.value)
 
 
 def test_the_combination_is_the_intersection(contracts: Corpus):
-    spans, keyness, both = (mark_words(name, contracts, None) for name in ("spans", "keyness", "spans_keyness"))
+    spans, keyness, both = (mark_words(name, contracts, Aids()) for name in ("spans", "keyness", "spans_keyness"))
     for inside, key, marked in zip(spans, keyness, both, strict=True):
         assert (marked == (inside & key)).all()
     # "customer" is key and in the span, "pay" and "fee" are key and outside it.
