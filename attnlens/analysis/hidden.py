@@ -60,7 +60,7 @@ class HiddenPair:
 
     @property
     def relative(self) -> Array:
-        """‖h′ − h‖ / ‖h‖, mean over the tokens of a text: (N, L + 1) in the order of the updates, NaN without tokens."""
+        """‖h′ − h‖ / ‖h‖, mean over the tokens of a text: (N, L + 1) as the updates came, NaN without tokens."""
         return np.concatenate(self._relative) if self._relative else np.empty((0, len(self._similar)))
 
     def frame(self, documents: Sequence[str] | None = None) -> pd.DataFrame:

@@ -70,7 +70,8 @@ def hsic(x: Tensor, y: Tensor) -> float:
 
     With K̃ = xxᵀ and L̃ = yyᵀ without their diagonals:
     [tr K̃L̃ + 1ᵀK̃1 · 1ᵀL̃1 / ((n−1)(n−2)) − 2 · 1ᵀK̃L̃1 / (n−2)] / (n(n−3)); NaN below four tokens.
-    Hand example: x = (1, 1, 0, 0), y = (1, 0, 1, 0) → (0 + 2·2/6 − 1) / 4 = −1/12; x with itself (2 + 2/3 − 2) / 4 = 1/6.
+    Hand example: x = (1, 1, 0, 0), y = (1, 0, 1, 0) → (0 + 2·2/6 − 1) / 4 = −1/12; x with itself gives
+    (2 + 2·2/6 − 2) / 4 = 1/6.
     Reference: Song et al. 2012, equation 5.
     """
     x, y = _centred(x, y)

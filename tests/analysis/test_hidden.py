@@ -103,9 +103,7 @@ def test_the_table_counts_documents_once(pairs: dict[str, list[Checkpoint]], pre
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_base_against_itself_is_exactly_nothing(
-    kind: str, pairs: dict[str, list[Checkpoint]], prepared: Prepared
-):
+def test_base_against_itself_is_exactly_nothing(kind: str, pairs: dict[str, list[Checkpoint]], prepared: Prepared):
     base = pairs[kind][0]
     got = hidden_change([base, base, pairs[kind][1]], prepared, batch_size=3)
     assert (got.relative[0] == 0).all() and got.relative[1, :, 2].min() > 0

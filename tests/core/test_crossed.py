@@ -71,7 +71,7 @@ def test_equals_the_definition(seeds: int, documents: int, scales: tuple[float, 
 
 
 def test_the_residual_counts_once():
-    """On average V is the variance of the mean: 20,000 tables, each component alone."""
+    """On average V is the variance of the mean: 400 tables, each component alone."""
     for scales, variance in [((1, 0, 0), 1 / 4), ((0, 1, 0), 1 / 5)]:
         values = draw(4, 5, 400, scales=scales)
         v = [(r.high - r.estimate) / stats.t.ppf(0.975, r.df) for r in map(crossed_t, np.moveaxis(values, 2, 0))]
