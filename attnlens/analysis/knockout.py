@@ -240,7 +240,7 @@ class _Run:
         if self.outcome == HIDDEN_STATE:
             return output[0][:, -batch.ids.shape[1] :].double()  # without virtual tokens
         if self.outcome == TOKEN_LOSS:
-            return _token_loss(output.logits[:, -batch.ids.shape[1] :].double(), batch)
+            return _token_loss(output.logits[:, -batch.ids.shape[1] :], batch)
         return _label_loss(output.logits.double(), self.examples, checkpoint.model.config)
 
 
@@ -249,9 +249,11 @@ def _token_loss(logits: Tensor, batch: Batch) -> Tensor:
 
     There is one in every text: a row that sees words stands behind them.
     """
-    loss = cross_entropy(logits[:, :-1].transpose(1, 2), batch.ids[:, 1:], reduction="none")
-    rows = batch.rows[:, 1:].double()
-    return (loss * rows).sum(1) / rows.sum(1)
+    losses = [
+        cross_entropy(text[:-1][rows].double(), ids[1:][rows])  # text by text: wide vocabularies take gigabytes
+        for text, ids, rows in zip(logits, batch.ids, batch.rows[:, 1:] > 0, strict=True)
+    ]
+    return torch.stack(losses)
 
 
 def _label_loss(logits: Tensor, examples: Sequence[Example], config: Any) -> Tensor:
