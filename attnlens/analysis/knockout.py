@@ -67,10 +67,12 @@ def knockout(models: Sequence[Checkpoint], prepared: Prepared, options: Knockout
     Variables: `knockout_effect` (M, N), the outcome without the salient words against the same model's outcome with
     all, and `knockout_control` the same for control words, mean over draws; losses in nats, which may fall below 0, or
     mean ‖h′ − h‖/‖h‖ ≥ 0 over the rows that the task reads (`Prepared.rows`). `causal_focus` is effect − control, and
-    `reliance` that of the model less that of the base: above 0, tuning made the outputs rely on these words. NaN for
-    texts that were not measured. `knocked_out` (N,): how many words. Attributes: salience, outcome, unit, reason,
-    draws; texts `measured`, `without_control` (or without a row to read) and `left_out` (beyond `options.texts`);
-    `kept`, the share of the marked words of the measured texts, as far as they were read, that was knocked out.
+    `reliance` that of the model less that of the base. Tuning made the outputs rely on these words where both
+    `causal_focus` of the tuned model and `reliance` are above 0: a model that answers every text alike has no causal
+    focus, and its reliance is the base's with the sign turned. NaN for texts that were not measured. `knocked_out`
+    (N,): how many words. Attributes: salience, outcome, unit, reason, draws; texts `measured`, `without_control` (or
+    without a row to read) and `left_out` (beyond `options.texts`); `kept`, the share of the marked words of the
+    measured texts, as far as they were read, that was knocked out.
 
     Costs draws + 2 forward passes a model. Hand example: losses .3 with all words, 1.3 without the salient ones, and
     .4 and .6 without two sets of controls give effect 1, control .2, causal focus .8.
