@@ -3,7 +3,7 @@
 import inspect
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ class Order(Protocol):
     groups: Tensor | None
     rows: Tensor | None
     together: tuple[tuple[int, ...], ...]
+    columns: Mapping[str, tuple[int, ...]]
     layers: Any
     heads: Any
     exact: bool
@@ -55,7 +56,7 @@ class Session:
         self.layers = None if order.layers is None else set(order.layers)
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
-        self.together = order.together
+        self.together, self.columns = order.together, order.columns
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))
@@ -179,7 +180,7 @@ class Session:
             weights = dense_map(*logits).weights[..., : key.shape[2]]
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
         else:
-            wanted = Wanted(self.names, self.groups, queries, norms)
+            wanted = Wanted(self.names, self.groups, queries, norms, self.columns)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
         if "distance" in results and site.kind == "cross":
@@ -190,13 +191,21 @@ class Session:
         if self.keep:
             call.logits.append(_copied(logits))
         for name, result in results.items():
-            if name in STATISTICS and STATISTICS[name].axes == "group":
-                result = _together(result, self.together)
-            if self.rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
-                result, count = _row_mean(result, self.rows.to(result))
-                call.counts.setdefault(name, []).append(count)
-            call.values.setdefault(name, []).append(result)
+            self._tape(call, name, result)
         return attended
+
+    def _tape(self, call: Call, name: str, result: Tensor) -> None:
+        """Put one statistic of one site on the tape: its rows, or their means."""
+        axes = STATISTICS[name].axes if name in STATISTICS else None
+        if axes == "group" and name not in self.columns:
+            result = _together(result, self.together)
+        if self.rows is not None and name != MAP and axes != "key":
+            rows = self.rows
+            if rows.ndim == 3 and name in self.columns:
+                rows = rows[..., list(self.columns[name])]
+            result, count = _row_mean(result, rows.to(result))
+            call.counts.setdefault(name, []).append(count)
+        call.values.setdefault(name, []).append(result)
 
     def _site(self, module: nn.Module, call: Call) -> Site:
         """Where this attention stands in the model."""
@@ -299,8 +308,11 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
 
 def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
     """Values (B, H, Q, G) that are NaN in all columns of a set where they are in one."""
+    holes = values.isnan()
     for some in columns:
-        values[..., some] = values[..., some].masked_fill(values[..., some].isnan().any(-1, keepdim=True), torch.nan)
+        hole = holes[..., some].any(-1)
+        for column in some:
+            values[..., column].masked_fill_(hole, torch.nan)
     return values
 
 
