@@ -99,7 +99,7 @@ class Gap:
 
     def divergence(self, larger: Tensor, infinite: Tensor | None) -> Tensor:
         """Σ over keys: `above` where `larger` is 1, `below` where it is 0; ∞ in rows where a key is hidden."""
-        chosen = torch.sub(self.above, self.below, out=self.into("chosen")).mul_(larger).add_(self.below)
+        chosen = torch.sub(self.above, self.below, out=self.into("first")).mul_(larger).add_(self.below)
         rows = chosen.sum(-1)
         return rows if infinite is None else rows.masked_fill(infinite, torch.inf)
 
@@ -135,9 +135,9 @@ def jsd(gap: Gap) -> Tensor:
 
     m = M (1 + e⁻ᵃ)/2 is the mean weight, x = a/2, and log cosh x = ½ log(1 + (eᵃ − 1)(1 − e⁻ᵃ)/4).
     """
-    spread = torch.mul(gap.growth, gap.loss, out=gap.into("spread")).mul_(0.25).log1p_()
-    spread.mul_(torch.add(gap.p, gap.q, out=gap.into("sum")))
-    terms = torch.mul(gap.moved, gap.capped, out=gap.into("terms")).sub_(spread)
+    spread = torch.mul(gap.growth, gap.loss, out=gap.into("first")).mul_(0.25).log1p_()
+    spread.mul_(torch.add(gap.p, gap.q, out=gap.into("second")))
+    terms = torch.mul(gap.moved, gap.capped, out=gap.into("third")).sub_(spread)
     # Far apart the terms come within a few roundings of the bound: not over it.
     return (terms.sum(-1) / 4).clamp(0.0, math.log(2))
 
@@ -145,13 +145,13 @@ def jsd(gap: Gap) -> Tensor:
 @_pair(unit="nats", high=math.inf, reference="Kullback & Leibler 1951")
 def kl_forward(gap: Gap) -> Tensor:
     """KL(base‖tuned) = Σ p (log p − log q); ∞ where tuned hides what base sees. [1/2, 1/2], [1/4, 3/4] → 0.1438."""
-    return gap.divergence(torch.lt(gap.d, 0, out=gap.into("sign")), gap.lost)
+    return gap.divergence(torch.lt(gap.d, 0, out=gap.into("second")), gap.lost)
 
 
 @_pair(unit="nats", high=math.inf, reference="Kullback & Leibler 1951")
 def kl_backward(gap: Gap) -> Tensor:
     """KL(tuned‖base) = Σ q (log q − log p); ∞ where base hides what tuned sees. [1/2, 1/2], [1/4, 3/4] → 0.1308."""
-    return gap.divergence(torch.gt(gap.d, 0, out=gap.into("sign")), gap.gained)
+    return gap.divergence(torch.gt(gap.d, 0, out=gap.into("second")), gap.gained)
 
 
 @_pair(unit="share", high=1.0, reference="METRICS 4")

@@ -63,16 +63,37 @@ def attend(
 
 @dataclass
 class _Rows:
-    """A tile, and which of its keys are content: (b, k, 1), if that is known."""
+    """A tile, and the groups of its keys if they are known: weights (b, k, G) and content (b, k, 1).
+
+    nested: whether all groups lie within the content.
+    """
 
     tile: Tile
-    content: Tensor | None
+    groups: tuple[Tensor, Tensor] | None
+    nested: bool
 
     @property
-    def known(self) -> Tensor:
-        """The content; the keeper has refused statistics whose groups are missing."""
-        assert self.content is not None
-        return self.content
+    def columns(self) -> Tensor:
+        """Weights of the groups; the keeper has refused statistics whose groups are missing."""
+        assert self.groups is not None
+        return self.groups[0]
+
+    @property
+    def content(self) -> Tensor:
+        """Which keys are content, 0 or 1 (b, k, 1)."""
+        assert self.groups is not None
+        return self.groups[1]
+
+    @cached_property
+    def masses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention on each group (b, h, q, G), on content and on the rest (b, h, q, 1), in one product."""
+        sides = torch.cat([self.columns, self.content, 1 - self.content], -1)
+        return _times(self.tile.weights, sides).split([self.columns.shape[2], 1, 1], -1)  # pyright: ignore
+
+    @property
+    def mass(self) -> Tensor:
+        """Attention on content (b, h, q, 1)."""
+        return self.masses[1]
 
     @cached_property
     def products(self) -> Tensor:
@@ -85,14 +106,9 @@ class _Rows:
         return 0.0 - self.tile.peak.log() - self.products.sum(-1)  # 0.0 first: never −0.0
 
     @cached_property
-    def mass(self) -> Tensor:
-        """Attention on content (b, h, q, 1)."""
-        return _times(self.tile.weights, self.known)
-
-    @cached_property
     def seen(self) -> Tensor:
         """How much content a row sees (b, h|1, q|1, 1)."""
-        return self.count(self.known)
+        return self.count(self.content)
 
     @cached_property
     def strong(self) -> bool:
@@ -102,7 +118,7 @@ class _Rows:
     @cached_property
     def alone(self) -> tuple[Tensor, Tensor]:
         """Logits and weights of the rows renormalised over content keys; of no meaning in rows that see none."""
-        logits = self.tile.logits.masked_fill((self.known == 0).mT[:, None], HIDDEN)
+        logits = self.tile.logits.masked_fill((self.content == 0).mT[:, None], HIDDEN)
         logits.sub_(logits.amax(-1, keepdim=True))
         return logits, logits.softmax(-1)
 
@@ -110,7 +126,7 @@ class _Rows:
     def within(self) -> tuple[Tensor, Tensor]:
         """Weights that on content keys are in proportion to those of content alone, and their sum there (…, 1)."""
         weights, total = (self.tile.weights, self.mass) if self.strong else (self.alone[1], None)
-        total = _times(weights, self.known) if total is None else total
+        total = _times(weights, self.content) if total is None else total
         return weights, total.clamp(min=torch.finfo(total.dtype).tiny)  # rows that see no content
 
     @cached_property
@@ -118,7 +134,7 @@ class _Rows:
         """Entropy of the rows renormalised over content keys, in shares of log n. Overwrites the logits."""
         if self.strong:
             mass = self.mass[..., 0]
-            entropy = mass.log() - self.tile.peak.log() - _times(self.products, self.known)[..., 0] / mass
+            entropy = mass.log() - self.tile.peak.log() - _times(self.products, self.content)[..., 0] / mass
         else:
             logits, weights = self.alone
             entropy = 0.0 - weights.amax(-1).log() - (logits * weights).sum(-1)
@@ -133,37 +149,44 @@ class _Rows:
 
 @dataclass
 class _Part:
-    """Rows of a tile and groups of their keys: weights (b, k, G), and which columns are indicators (b, G).
+    """Rows of a tile and some of the groups of their keys, by number, and which of them are indicators (b, G).
 
     norms: (b, h, k), those of the transformed values, if they are known.
     """
 
     rows: _Rows
-    columns: Tensor
+    chosen: slice | list[int]
     indicators: Tensor
     norms: Tensor | None
+
+    @property
+    def columns(self) -> Tensor:
+        """Weights of the groups (b, k, G)."""
+        return self.rows.columns[..., self.chosen]
 
     @cached_property
     def inner(self) -> Tensor:
         """The groups within the content (b, k, G)."""
-        return self.columns * self.rows.known
+        return self.columns * self.rows.content
 
     @cached_property
     def masses(self) -> Tensor:
         """m_g (b, h, q, G)."""
-        return _times(self.rows.tile.weights, self.columns)
+        return self.rows.masses[0][..., self.chosen]
 
     @cached_property
     def inside(self) -> Tensor:
         """G_g (b, h, q, G): weight of each group in the content softmax."""
         weights, total = self.rows.within
+        if self.rows.strong and self.rows.nested:
+            return self.masses / total
         return _times(weights, self.inner) / total
 
     @cached_property
     def outside(self) -> Tensor:
         """1 − G_g (b, h, q, G), summed over the rest of the content, so that little keeps its digits."""
         weights, total = self.rows.within
-        return _times(weights, self.rows.known - self.inner) / total
+        return _times(weights, self.rows.content - self.inner) / total
 
     @cached_property
     def seen(self) -> Tensor:
@@ -198,7 +221,7 @@ def _share(part: _Part) -> Tensor:
 
 def _share_value(part: _Part) -> Tensor:
     assert part.norms is not None
-    both = torch.cat([part.inner, part.rows.known], -1)  # (b, k, G+1)
+    both = torch.cat([part.inner, part.rows.content], -1)  # (b, k, G+1)
     lengths = both.mT[:, None] * part.norms[:, :, None]  # (b, h, G+1, k)
     sums = (lengths @ part.rows.within[0].mT).mT  # (b, h, q, G+1)
     total = torch.where(sums[..., -1:] > 0, sums[..., -1:], torch.nan)
@@ -213,7 +236,7 @@ def _log_odds(part: _Part) -> Tensor:
     sides = []
     for side, mass, count in (
         (part.inner, part.inside, part.seen),
-        (part.rows.known - part.inner, part.outside, part.rows.seen - part.seen),
+        (part.rows.content - part.inner, part.outside, part.rows.seen - part.seen),
     ):
         weak = (mass < WEAK) & (count > 0) & part.indicators[:, None, None]
         logs = mass.log()
@@ -233,7 +256,7 @@ def _log_sums(rows: _Rows, side: Tensor) -> Tensor:
 
 def _entropy_between(part: _Part) -> Tensor:
     """The content's mass c is split by its own softmax: H(m_K, c·G, c·(1 − G))."""
-    sinks, mass = _times(part.rows.tile.weights, 1 - part.rows.known), part.rows.mass
+    _, mass, sinks = part.rows.masses
     between = torch.special.entr(sinks) + torch.special.entr(mass * part.inside)
     between += torch.special.entr(mass * part.outside)
     return between.masked_fill(~part.indicators[:, None, None], torch.nan)
@@ -272,7 +295,13 @@ class _Keeper:
             needed(wanted.groups)
         if "share_value" in self.names and wanted.norms is None:
             raise ShapeError("share_value needs norms of the transformed values: core.flow.value_norms gives them")
-        self.groups = None if wanted.groups is None else wanted.groups.columns(like, self.sinks is not None)
+        self.groups, self.nested = None, False
+        if wanted.groups is not None:
+            weights, content = wanted.groups.columns(like, self.sinks is not None)
+            self.groups, self.nested = (
+                (weights, content[..., None]),
+                not bool((weights * (1 - content[..., None])).any()),
+            )
         self.indicators = None if wanted.groups is None else wanted.groups.indicators().to(query.device)
         valid = wanted.queries
         self.queries = query.new_ones(texts, rows, dtype=torch.bool) if valid is None else valid.to(query.device)
@@ -292,8 +321,7 @@ class _Keeper:
     def keep(self, tile: Tile) -> None:
         """Reduce the tile; rows without data become NaN."""
         box = tile.box
-        weights, content = (None, None) if self.groups is None else self._keys(box, *self.groups)
-        rows, parts = _Rows(tile, None if content is None else content[..., None]), {}
+        rows, parts = _Rows(tile, None if self.groups is None else self._keys(box, *self.groups), self.nested), {}
         empty = (tile.count == 0) | ~self.queries[box.texts, None, box.queries]
         if len(self.sums) > 1:
             self._receive(tile, ~empty)
@@ -303,11 +331,9 @@ class _Keeper:
             elif name in GROUPWISE:
                 chosen = self.chosen[name]
                 if chosen not in parts:
-                    assert weights is not None and self.indicators is not None
+                    assert self.indicators is not None
                     some = slice(None) if chosen is None else list(chosen)
-                    parts[chosen] = _Part(
-                        rows, weights[..., some], self.indicators[box.texts][:, some], self._lengths(box)
-                    )
+                    parts[chosen] = _Part(rows, some, self.indicators[box.texts][:, some], self._lengths(box))
                 value, hole = GROUPWISE[name](parts[chosen]), empty[..., None]
             else:
                 continue
