@@ -17,7 +17,7 @@ from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.checkpoints.values import Values
 from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
-from attnlens.core.pairs import PAIRS, Logits, pair_statistics
+from attnlens.core.pairs import PAIRS, Logits
 from attnlens.core.rows import STATISTICS, Groups, dense_map
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
@@ -180,13 +180,12 @@ class Session:
             weights = dense_map(*logits).weights[..., : key.shape[2]]
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
         else:
-            wanted = Wanted(self.names, self.groups, queries, norms, self.columns)
+            against = _base(self.against, len(call.sites)) if self.pairs else None
+            wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
         if "distance" in results and site.kind == "cross":
             results["distance"].fill_(torch.nan)  # positions in two texts
-        if self.pairs:
-            results |= pair_statistics(_base(self.against, len(call.sites)), logits, self.pairs, queries=queries)
         call.sites.append(site)
         if self.keep:
             call.logits.append(_copied(logits))

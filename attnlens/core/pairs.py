@@ -8,7 +8,7 @@ data, a hyperbolic tangent or fresh pages each cost more than ten multiplication
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnlens.core.errors import ShapeError, UnknownName
-from attnlens.core.scores import Scores
+from attnlens.core.scores import Box, Scores
 from attnlens.core.tiles import Tile, Tiles
 
 
@@ -160,6 +160,38 @@ def tv(gap: Gap) -> Tensor:
     return gap.moved.sum(-1) / 2
 
 
+class PairKeeper:
+    """Keeps what the tiles of two maps of one shape are reduced to; tuned's tiles may serve others too.
+
+    Raises UnknownName, and ShapeError where the maps differ in shape.
+    """
+
+    def __init__(self, base: Logits, tuned: Logits, tiles: Tiles, names: tuple[str, ...], queries: Tensor | None):
+        for name in names:
+            if name not in PAIRS:
+                raise UnknownName.among("pair statistic", name, PAIRS)
+        self.base = Tiles.of(base.query, base.key, None, base.scores)
+        self.tuned, self.queries = tiles, queries
+        _check(base, tuned)
+        dtype = torch.promote_types(self.base.dtype, tiles.dtype)
+        self.kept = {name: base.query.new_full(base.query.shape[:3], torch.nan, dtype=dtype) for name in names}
+
+    def boxes(self) -> Iterator[Box]:
+        """The boxes of a causal map end at its frontier; the other map may reach further."""
+        return (self.tuned if self.base.scores.causal else self.base).boxes()
+
+    def keep(self, right: Tile) -> None:
+        """Hold a tile of tuned, whose logits must be whole, against that of base."""
+        box = right.box
+        left, rows = self.base.tile(box), (box.texts, box.heads, box.queries)
+        gap = _gap(left, right, self.base.room)
+        empty = (left.count == 0) | (right.count == 0)
+        if self.queries is not None:
+            empty = empty | ~self.queries.to(empty.device)[box.texts, None, box.queries]
+        for name, kept in self.kept.items():
+            kept[rows] = PAIRS[name].of(gap).masked_fill(empty, torch.nan)
+
+
 def pair_statistics(
     base: Logits, tuned: Logits, names: tuple[str, ...], *, queries: Tensor | None = None
 ) -> dict[str, Tensor]:
@@ -168,24 +200,12 @@ def pair_statistics(
     Each is (B, H, Q) in float32 (float64 if a map is), NaN on rows without data. Equal maps give exactly 0.
     Raises UnknownName, and ShapeError where the maps differ in shape.
     """
-    for name in names:
-        if name not in PAIRS:
-            raise UnknownName.among("pair statistic", name, PAIRS)
     with torch.no_grad(), torch.autocast(base.query.device.type, enabled=False):
-        cuts = [Tiles.of(side.query, side.key, None, side.scores) for side in (base, tuned)]
-        _check(base, tuned)
-        dtype = torch.promote_types(cuts[0].dtype, cuts[1].dtype)
-        kept = {name: base.query.new_full(base.query.shape[:3], torch.nan, dtype=dtype) for name in names}
-        # The boxes of a causal map end at its frontier; the other map may reach further.
-        for box in cuts[base.scores.causal].boxes():
-            left, right = (cut.tile(box) for cut in cuts)
-            gap, rows = _gap(left, right, cuts[0].room), (box.texts, box.heads, box.queries)
-            empty = (left.count == 0) | (right.count == 0)
-            if queries is not None:
-                empty = empty | ~queries.to(empty.device)[box.texts, None, box.queries]
-            for name in names:
-                kept[name][rows] = PAIRS[name].of(gap).masked_fill(empty, torch.nan)
-    return kept
+        tiles = Tiles.of(tuned.query, tuned.key, None, tuned.scores)
+        keeper = PairKeeper(base, tuned, tiles, names, queries)
+        for box in keeper.boxes():
+            keeper.keep(tiles.tile(box))
+    return keeper.kept
 
 
 def _check(base: Logits, tuned: Logits) -> None:

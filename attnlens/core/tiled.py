@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlens.core.errors import ShapeError
+from attnlens.core.pairs import Logits, PairKeeper
 from attnlens.core.rows import STATISTICS, Groups, known, needed
 from attnlens.core.scores import HIDDEN, Box, Scores, distances
 from attnlens.core.tiles import Tile, Tiles
@@ -32,6 +33,7 @@ class Wanted:
 
     norms: (B, H, K) lengths of the transformed values, which `share_value` needs (core/flow.py).
     columns: of a statistic about groups, the columns that it is computed for, in this order; all where it is not named.
+    pairs, against: names of PAIRS, with the map `against` as base and this one as tuned.
     """
 
     statistics: tuple[str, ...]
@@ -39,6 +41,8 @@ class Wanted:
     queries: Tensor | None = None
     norms: Tensor | None = None
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pairs: tuple[str, ...] = ()
+    against: Logits | None = None
 
 
 def attend(
@@ -52,13 +56,18 @@ def attend(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         tiles = Tiles.of(query, key, value, scores)
         keeper = _Keeper(tiles, wanted)
+        pairs = None
+        if wanted.against is not None:
+            pairs = PairKeeper(wanted.against, Logits(query, key, scores), tiles, wanted.pairs, wanted.queries)
         output = None if value is None else query.new_empty(*query.shape[:3], value.shape[-1])
-        for box in tiles.boxes():
+        for box in (tiles if pairs is None else pairs).boxes():
             tile = tiles.tile(box)
             if output is not None:
                 output[box.texts, box.heads, box.queries] = tiles.output(tile).to(output.dtype)
+            if pairs is not None:  # before its logits are overwritten
+                pairs.keep(tile)
             keeper.keep(tile)
-        return output, keeper.finish()
+        return output, keeper.finish() | ({} if pairs is None else pairs.kept)
 
 
 @dataclass
