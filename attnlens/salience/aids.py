@@ -1,7 +1,9 @@
-"""What definitions of salience may look at besides the texts themselves."""
+"""What definitions of salience may look at besides the texts themselves, and what they answer."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from attnlens.text.corpus import Corpus
 
@@ -21,3 +23,15 @@ class Aids:
     lexicon: tuple[str, ...] = ()
     encoder: "Checkpoint | None" = None
     tested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """The salient words of every example, (W,) bool each, and what the definition has to tell about them.
+
+    facts: `circular` where they come from a model under test; `convergence_delta` of integrated gradients;
+    `words_beyond_encoder`, content words that the third model could not read.
+    """
+
+    words: list[np.ndarray]
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control
 
 from attnlens.core.errors import CorpusError
 from attnlens.salience.aids import Aids
-from attnlens.salience.ranking import top
+from attnlens.salience.ranking import TOP_SHARE, top
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
 
@@ -19,7 +19,6 @@ from attnlens.text.lexis import forms, is_content
 PRIOR = 0.2
 LEVEL = 0.05  # of the false discovery rate, over the candidate words of one class
 MIN_DOCUMENTS = 5
-TOP_SHARE = 0.15  # of the words of a text
 
 
 def log_odds_z(counts: np.ndarray) -> np.ndarray:

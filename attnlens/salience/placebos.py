@@ -6,7 +6,7 @@ import numpy as np
 
 from attnlens.salience.controls import DRAWS
 from attnlens.text.corpus import Corpus
-from attnlens.text.lexis import forms, is_content
+from attnlens.text.lexis import content_flags
 
 
 def random_words(
@@ -22,7 +22,7 @@ def random_words(
     """
     found = []
     for example, marked, count in zip(corpus, marks, pieces, strict=True):
-        content = _content(forms(example.text)) & (count > 0)
+        content = content_flags(example.text) & (count > 0)
         needed, weights = int(marked.sum()), np.zeros(len(marked))
         for pool in (np.flatnonzero(content & ~marked), np.flatnonzero(content)):
             if needed <= len(pool):
@@ -47,7 +47,7 @@ def swapped_words(
     """
     kinds = []
     for example, count in zip(corpus, pieces, strict=True):
-        content, seen = _content(forms(example.text)), count > 0
+        content, seen = content_flags(example.text), count > 0
         kinds.append((np.flatnonzero(content & seen), np.flatnonzero(~content & seen)))
     documents = np.array([example.document for example in corpus])
     has_any = np.array([bool(mark.any()) for mark in marks])
@@ -63,7 +63,3 @@ def swapped_words(
                     weights[here] = marks[donor][there[place]]
         found.append(weights)
     return found
-
-
-def _content(text_forms: list[str]) -> np.ndarray:
-    return np.array([is_content(word) for word in text_forms], dtype=bool)
