@@ -48,6 +48,7 @@ def integrated_gradients(classifier: Checkpoint, encoded: Encoded, label: int) -
         )
         with torch.no_grad():
             difference = (logits(input_ids=ids) - logits(input_ids=baseline))[0, label].item()
+    assert isinstance(found, Tensor) and isinstance(delta, Tensor)
     missed = abs(delta.item() / difference) if difference else float("nan")
     return _summed(found), missed
 
@@ -111,7 +112,7 @@ def _columns(name: str, classifier: Checkpoint, corpus: Corpus) -> dict[str | No
             "--encoder DIR, or choose leave_one_out."
         )
     known = classifier.model.config.label2id or {}
-    columns: dict[str | None, int] = {label: known[label] for label in corpus.labels if label in known}
+    columns: dict[str | None, int] = {label: int(known[label]) for label in corpus.labels if label in known}
     if not columns:
         raise CorpusError(
             f"salience {name!r} needs labels that {classifier.name} knows ({', '.join(known)}); {corpus.name} has "
@@ -135,7 +136,7 @@ def _empty(classifier: Checkpoint) -> int:
     """The token that says nothing: padding, where a tokenizer has one."""
     tokenizer = classifier.tokenizer
     found = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
-    return next((token for token in found if token is not None), 0)
+    return next((token for token in found if isinstance(token, int)), 0)
 
 
 def _summed(found: Tensor) -> np.ndarray:

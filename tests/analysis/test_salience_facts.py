@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.prepare import (
@@ -17,24 +18,23 @@ from attnlens.analysis.prepare import (
     salience_warnings,
 )
 from attnlens.checkpoints.load import Checkpoint
+from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CorpusError
 from attnlens.salience import Aids
+from attnlens.text.align import encode
 from attnlens.text.corpus import Corpus, Example
 
 RARE = "alpha bravo delta gamma kilo lima oscar tango victor whiskey".split()
 COMMON = "fee term notice party year contract service payment product company agreement".split()
 
 
-def made(seed: int = 0, texts: int = 4, length: int = 45, documents: int = 4) -> Corpus:
-    """Texts in which ten rare words stand among common ones."""
-    rng = np.random.default_rng(seed)
-    examples = []
-    for number in range(texts):
-        chosen = rng.choice(COMMON, size=length).tolist()
-        for place, word in zip(rng.choice(length, size=10, replace=False), RARE, strict=True):
-            chosen[place] = word
-        examples.append(Example(" ".join(chosen), str(number), str(number % documents), "x"))
-    return Corpus(tuple(examples), "made", "", True)
+def made(documents: int = 4) -> Corpus:
+    """Four texts of ten rare words, nine twice as frequent and two six times: frequency alone does not tell them."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.permutation(RARE + 2 * COMMON[:-2] + 6 * COMMON[-2:])) for _ in range(4)]
+    return Corpus(
+        tuple(Example(text, str(i), str(i % documents), "x") for i, text in enumerate(texts)), "made", "", True
+    )
 
 
 def prepared(base: Checkpoint, corpus: Corpus, *terms: str, length: int = 512) -> Prepared:
@@ -68,22 +68,37 @@ def test_enough_matches_and_the_words_stay(base: Checkpoint):
 
 
 def test_texts_too_short_for_the_regression_have_no_control(base: Checkpoint):
-    long, short = made().examples[0], Example(" ".join(COMMON + RARE[:1]), "short", "short", "x")
-    got = prepared(base, Corpus((long, short), "made", "", True), *RARE)
+    short = Example(" ".join(COMMON + RARE[:1]), "short", "short", "x")
+    got = prepared(base, Corpus((*made().examples, short), "made", "", True), *RARE)
     assert got.facts["lexicon"]["texts_without_control"] == 1
-    assert not got.columns[1][:, [1 + MATCHED, 1 + CONTROL]].any() and got.columns[1][:, 1 + MARKED].any()
-    assert "1 of 2 texts have words marked by lexicon but no control for them: no net change there." in " ".join(
+    assert not got.columns[-1][:, [1 + MATCHED, 1 + CONTROL]].any() and got.columns[-1][:, 1 + MARKED].any()
+    assert "1 of 5 texts have words marked by lexicon but no control for them: no net change there." in " ".join(
         salience_warnings(got)
     )
 
 
 def test_a_regression_s_net_share_is_its_coefficient(base: Checkpoint, tuned: Checkpoint):
-    """Through the models: focus = Σ g_w·(share of word w), with the columns as they are measured."""
+    """Through the models: focus is n times the coefficient of salience in least squares on the words' mean share."""
     corpus = made()
     options = CompareOptions(passages=0, lexicon=tuple(RARE))
     got = compare(base, tuned, corpus=corpus, salience=("lexicon",), options=options)
-    focus = got.data["focus"] - (got.data["share_matched"] - got.data["share_control"])
-    assert float(abs(focus).max()) == 0 and got.data["focus"].notnull().all()
+    example = corpus.examples[0]
+    encoded = encode(base.tokenizer, example.text, 512)
+    maps = attention_maps(base.model, {"input_ids": torch.tensor(encoded.ids)[None]}).numpy().astype(np.float64)[0]
+    inside = maps[..., ~encoded.special][:, :, ~encoded.special]
+    of_tokens = (inside / inside.sum(-1, keepdims=True)).mean(2)  # (L, H, K)
+    words, sizes = np.unique(encoded.word_of[~encoded.special], return_counts=True)
+    shares = np.stack([of_tokens[..., encoded.word_of[~encoded.special] == word].sum(-1) for word in words])
+    text = example.text.split()
+    along = words / words[-1]
+    curves = [np.maximum(along - knot, 0) ** 3 for knot in np.quantile(along, [0.25, 0.5, 0.75])]
+    frequency = np.log([sum(each.text.split().count(word) for each in corpus) for word in text])
+    salient = np.array([word in RARE for word in text])
+    design = np.stack([along**0, along, along**2, along**3, *curves, sizes, frequency, salient], -1)
+    coefficients = np.linalg.lstsq(design, shares.reshape(len(words), -1), rcond=None)[0][-1]
+    focus = got.data["focus"].isel(model=0, example=0, salience=0)
+    np.testing.assert_allclose(focus, 10 * coefficients.reshape(focus.shape), atol=1e-5)
+    assert got.data["focus"].notnull().all()
     assert got.provenance["salience"]["lexicon"]["control"] == "regression"
     assert got.provenance["aids"] == {"lexicon": RARE, "encoder": None}
     assert any("what a regression" in warning for warning in got.provenance["warnings"])
@@ -112,9 +127,11 @@ def test_one_document_has_no_swapped_salience(base: Checkpoint, tuned: Checkpoin
     assert got.data["share_swapped"].isnull().all() and got.data["share_random"].notnull().all()
     several = compare(base, tuned, corpus=made(), salience=("lexicon",), options=options)
     assert several.data["share_swapped"].notnull().all()
-    columns = prepared(base, made(documents=1), "fee").columns
-    assert not any(each[:, 1 + SWAPPED].any() for each in columns)
-    assert all(each[:, 1 + RANDOM].sum() == each[:, 1 + MARKED].sum() for each in columns)
+    alone = prepared(base, made(documents=1), "fee")
+    assert not any(each[:, 1 + SWAPPED].any() for each in alone.columns)
+    for each, encoded in zip(alone.columns, alone.encodings, strict=True):
+        _, first = np.unique(encoded.word_of, return_index=True)  # one token of each word, and a special one
+        assert each[first, 1 + RANDOM].sum() == pytest.approx(each[first, 1 + MARKED].sum(), rel=1e-6)
 
 
 def test_attribution_from_a_model_under_test_is_told(base: Checkpoint):
@@ -126,11 +143,11 @@ def test_attribution_from_a_model_under_test_is_told(base: Checkpoint):
     config.id2label, config.label2id = {0: "x", 1: "y"}, {"x": 0, "y": 1}
     judge = Checkpoint(tf.BertForSequenceClassification(config).eval(), base.tokenizer, "judge", {})
     options = CompareOptions(passages=0, encoder=judge)
-    got = compare(base, judge, corpus=made(texts=2), salience=("input_x_gradient",), options=options)
+    got = compare(base, judge, corpus=made(), salience=("input_x_gradient",), options=options)
     assert got.provenance["salience"]["input_x_gradient"]["circular"] is True
     assert any("come from a model under test" in warning for warning in got.provenance["warnings"])
     with pytest.raises(AttnlensError, match="judge is one of those under test"):
-        compare(base, judge, corpus=made(texts=2), salience=("leave_one_out",), options=options)
+        compare(base, judge, corpus=made(), salience=("leave_one_out",), options=options)
 
 
 @pytest.mark.parametrize("aid", ["lexicon", "encoder"])
