@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linprog
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from attnlens.core.errors import ShapeError
 from attnlens.text.corpus import Corpus
@@ -101,22 +102,31 @@ def _control(kind: np.ndarray, marked: np.ndarray) -> Control:
     return Control(matched, weights, marked & (kind >= 0))
 
 
-def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
-    """Weights (P,) float64 of the pairs of `candidates`: at most 1 in all for a salient word, level in each kind."""
+def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *, once: bool = False) -> np.ndarray:
+    """Weights (P,) float64 of the pairs of `candidates`: at most 1 in all for a salient word, level in each kind.
+
+    once: at most 1 in all for an ordinary word too.
+    """
     if not len(salient):
         return np.zeros(0)
-    pairs, apart = np.arange(len(salient)), ordinary - salient
-    words, of_word = np.unique(salient, return_inverse=True)
-    kinds, of_kind = np.unique(kind[salient], return_inverse=True)
+    apart = ordinary - salient
+    at_most: Any = vstack([_indicators(side) for side in ((salient, ordinary) if once else (salient,))])
+    kinds = _indicators(kind[salient])
     solved = linprog(
         (apart / (REACH + 1)) ** 2 - 1,
-        A_ub=csr_array((np.ones(len(pairs)), (of_word, pairs)), shape=(len(words), len(pairs))),
-        b_ub=np.ones(len(words)),
-        A_eq=csr_array((apart.astype(np.float64), (of_kind, pairs)), shape=(len(kinds), len(pairs))),
-        b_eq=np.zeros(len(kinds)),
+        A_ub=at_most,
+        b_ub=np.ones(at_most.shape[0]),
+        A_eq=kinds.multiply(apart),
+        b_eq=np.zeros(kinds.shape[0]),
     )
     assert solved.success, solved.message  # nothing matched is always allowed
     return np.where(solved.x > 1e-9, solved.x, 0.0)  # what the solver's tolerance leaves of 0 is none
+
+
+def _indicators(values: np.ndarray) -> Any:
+    """A row for each value that occurs, 1 where it does: (P,) -> (V, P)."""
+    found, which = np.unique(values, return_inverse=True)
+    return csr_array((np.ones(len(values)), (which, np.arange(len(values)))), shape=(len(found), len(values)))
 
 
 def match_rate(controls: Iterable[Control]) -> float:
