@@ -68,7 +68,7 @@ def not_asked(texts: int, own_text: bool) -> Answer:
 
 def _without_data() -> Answer:
     """The answer where no text has a number: a cut, a window or the rows of the task keep the words out of sight."""
-    reason = "No measured row sees both a marked word and its matched ordinary words."
+    reason = "No measured row sees a marked word that has matched ordinary words."
     rungs = tuple(Rung(i + 1, question, "not tested", reason) for i, question in enumerate(QUESTIONS))
     return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=rungs)
 
