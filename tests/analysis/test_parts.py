@@ -58,7 +58,9 @@ def test_part_files_are_refused_where_a_hook_may_change_the_numbers(
     assert (float(moved) > 1e-3) == ("after" in hooks)
 
 
-def test_hooks_of_the_libraries_are_known_by_weights_and_configuration(base: Checkpoint, corpus: Corpus, tmp_path: Path):
+def test_hooks_of_the_libraries_are_known_by_weights_and_configuration(
+    base: Checkpoint, corpus: Corpus, tmp_path: Path
+):
     """transformers leaves hooks on a model that was once asked for its hidden states."""
     model = copy.deepcopy(base.model)
     with torch.no_grad():
