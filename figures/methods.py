@@ -32,7 +32,7 @@ from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
 
 HERE = Path(__file__).parent
-STEPS, TYPES, TEXTS, SEED = 60, 6, 40, 0
+STEPS, TYPES, TEXTS, SEED = 40, 6, 40, 0
 ENDS = (0, 3)  # blocks that `layers` trains
 
 
@@ -52,13 +52,13 @@ def jobs(shared: Path, work: Path) -> Iterator[Work]:
     types = {label for label, _ in Counter(example.label for example in train).most_common(TYPES) if label}
     clauses = work / "clauses.jsonl"
     if not clauses.exists():
-        write_windows(train.sample(3000, SEED), types, AutoTokenizer.from_pretrained(encoder()), clauses)
+        write_windows(train.sample(1000, SEED), types, AutoTokenizer.from_pretrained(encoder()), clauses)
     options = TrainOptions(max_steps=STEPS, max_length=128, patience=100)
     yield Work("MiniLM, CUAD", encoder(), clauses, options)
     speeches = work / "speeches.jsonl"
     if not speeches.exists():
         write_passages(shared / "data/lm/us_state_union.txt", speeches)
-        rows = read_corpus(speeches).sample(600, SEED)
+        rows = read_corpus(speeches).sample(300, SEED)
         speeches.write_text("".join(json.dumps({"text": r.text, "document": r.document}) + "\n" for r in rows))
     yield Work("stories260K, addresses", shared / "models/stories260K", speeches, options)
     yield Work("XLM-R, random, CUAD", _xlm_roberta(work / "xlmr"), clauses, replace(options, max_length=64))
@@ -115,11 +115,11 @@ def main(shared: Path, work: Path) -> None:
         for method in METHODS:
             rows.append(row(job, method, work))
             print(json.dumps(rows[-1]), flush=True)
-    columns = list(dict.fromkeys(name for each in rows for name in each))
-    with (HERE / "methods.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+            columns = list(dict.fromkeys(name for each in rows for name in each))
+            with (HERE / "methods.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
     print(f"attnlens {attnlens.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 
 

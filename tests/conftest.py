@@ -1,5 +1,6 @@
 """Shared by all tests: where the real data lies, small models built from their configs, and no silent skips."""
 
+import gc
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects of imported libraries live to the end; every collection in a training would visit them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from attnlens.checkpoints.hide import edited
 from attnlens.checkpoints.session import MAP, SLOT, Session
 from attnlens.checkpoints.switch import NAME, own
 from attnlens.checkpoints.tape import Tape
@@ -34,6 +35,7 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The registered function: the original attention, or output and statistics together under a session."""
+    attention_mask = edited(module, query, key, attention_mask, _looks_back(module, query, attention_mask, kwargs))
     sessions = [session for session in module.__dict__.get(SLOT, ()) if session.call is not None]
     if not sessions:
         return _original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -73,17 +75,24 @@ def _scores(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, kwargs: Mapping[str, Any]
 ) -> Scores:
     """What the module asked of its attention, as one record."""
-    is_causal = kwargs.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     return Scores(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         mask=mask,
-        # The mask is None when a plain causal one may be skipped; a single query sees all keys.
-        causal=bool(is_causal) and mask is None and query.shape[2] > 1,
+        causal=_looks_back(module, query, mask, kwargs),
         softcap=kwargs.get("softcap"),
         bias=kwargs.get("position_bias"),
         sinks=kwargs.get("s_aux"),
     )
+
+
+def _looks_back(module: nn.Module, query: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether rows look back only by being causal: the mask is None when a plain causal one may be skipped.
+
+    A single query sees all keys.
+    """
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return bool(is_causal) and mask is None and query.shape[2] > 1
 
 
 def _original(

@@ -284,21 +284,29 @@ def test_the_compiler_is_given_back_when_the_last_block_ends():
 
 
 def _rank(rank: int, folder: str) -> None:
-    """One of two processes: its half of the batch, forward and backward under DistributedDataParallel."""
+    """One of two processes. Its model is gone and the other one done before the group is: else it may wait for ever."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    _half(rank, folder)
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _half(rank: int, folder: str) -> None:
+    """Half of the batch, forward and backward under DistributedDataParallel."""
     model = nn.parallel.DistributedDataParallel(build("llama"))
     inputs = {name: tensor[2 * rank : 2 * rank + 2] for name, tensor in batch("left", texts=4).items()}
     with record(model, ("entropy", "mass"), groups=partition(inputs)) as tape:
         model(**inputs).last_hidden_state.square().mean().backward()
     found = {"entropy": tape["entropy"], "mass": tape["mass"], "gradients": gradients(model.module)}
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_record_what_one_does(tmp_path: Path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    processes = torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2, join=False, daemon=True)
+    assert any(processes.join(timeout=60) for _ in range(2)), "a process waits for the other"  # each call awaits one
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model, inputs = build("llama"), batch("left", texts=4)
     for rank, half in enumerate(halves):

@@ -165,7 +165,7 @@ def test_peak_memory_of_the_process():
     before = torch.ones(10_000_000)
     memory = PeakMemory(model, torch.device("cpu"))
     if memory.kind is None:  # only Linux lets a process forget its peak
-        pytest.skip("this system tells no peak of memory that can be reset")
+        pytest.skip("not on this machine: a peak of memory that can be reset")
     torch.ones(25_000_000)  # 100 MB, freed at once
     peak, later = memory.look(), memory.look()
     assert peak == pytest.approx(100e6 + model_bytes(model), rel=0.15)
