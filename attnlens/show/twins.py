@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Answer, Comparison, Rung
+from attnlens.analysis.wording import signed
 from attnlens.checkpoints.identity import read_record
 from attnlens.show.training_records import QUALITIES, is_null, null_word, number, part, training_records
 from attnlens.training.twin import twin_path
