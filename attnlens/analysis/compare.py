@@ -24,17 +24,19 @@ from attnlens.analysis.prepare import (
     choose_salience,
     prepare,
     row_selector,
+    salience_warnings,
     unknown_share,
 )
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.weights import head_changes, weight_changes
-from attnlens.checkpoints.load import Checkpoint, load, load_all
+from attnlens.checkpoints.load import Checkpoint, load, load_all, longest_input
 from attnlens.checkpoints.tape import Site
-from attnlens.core.errors import CorpusError, IncompatibleCheckpoints
+from attnlens.core.errors import AttnlensError, CorpusError, IncompatibleCheckpoints
+from attnlens.salience import DEFINITIONS, Aids
+from attnlens.salience.encoder import weights_of
 from attnlens.text.align import Encoded, words
 from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
-from attnlens.training.base import longest_input
 
 SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads")
 MOST_UNKNOWN = 0.10
@@ -49,8 +51,9 @@ class CompareOptions:
     limit, max_length: texts (spread over documents) and tokens a text, fewer where a model reads fewer. rows: `cls`,
     `last`, `content` or `completion`; default by the data and the tuned model's head. sesoi: smallest change of
     interest, as a share of the attention on content in one layer. background: the training split, on which keyness
-    counts. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries and keys of the base
-    may take while the tuned models are held against them; larger batches are halved.
+    counts. lexicon: terms, for the salience of that name. encoder: a third model, or its folder, for leave_one_out and
+    the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries and keys of
+    the base may take while the tuned models are held against them; larger batches are halved.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     """
 
@@ -61,6 +64,8 @@ class CompareOptions:
     seed: int = 0
     sesoi: float = 0.02
     background: Corpus | None = None
+    lexicon: tuple[str, ...] = ()
+    encoder: Given | None = None
     passages: int = 8
     memory: float = 4.0
     parts: Path | None = None
@@ -93,12 +98,12 @@ def compare(
     )
     corpus = rendered(corpus, base.tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    background = None if options.background is None else rendered(options.background, base.tokenizer)
+    aids = _aids(given, salience, options)
     if salience is None:
-        salience = () if options.probe else choose_salience(texts, background)
+        salience = () if options.probe else choose_salience(texts, aids)
     salience = tuple(dict.fromkeys(salience))
     selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
-    prepared = prepare(texts, models, Reading(selectors[0], salience, background, options.max_length, options.seed))
+    prepared = prepare(texts, models, Reading(selectors[0], salience, aids, options.max_length, options.seed))
     unknown = unknown_share(prepared, base)
     if unknown > MOST_UNKNOWN:
         raise CorpusError(
@@ -117,6 +122,7 @@ def compare(
     answers = _answers(data, tests, weights[~weights["model"].isin(beside)], options, len(texts))
     passages = choose_passages(models, prepared, tests, options.passages, options.seed)
     provenance = _provenance(given, names, texts, prepared, options) | {
+        "aids": _told(aids),
         "rows": selectors[0],
         "rounding": rounding,
         "virtual_tokens": virtual,
@@ -137,6 +143,27 @@ def _loaded(given: Sequence[Given]) -> list[Checkpoint]:
     if not any(isinstance(each, Checkpoint) for each in given):
         return load_all(given)  # pyright: ignore[reportArgumentType]
     return [each if isinstance(each, Checkpoint) else load(each) for each in given]
+
+
+def _aids(given: Sequence[Checkpoint], salience: Sequence[str] | None, options: CompareOptions) -> Aids:
+    """What the definitions of salience may look at. An aid that none of them reads is a fault: it would do nothing."""
+    asked = {aid for name in salience or () if name in DEFINITIONS for aid in DEFINITIONS[name].asks}
+    for aid in ("lexicon", "encoder"):
+        if getattr(options, aid) and aid not in asked:
+            readers = " or ".join(name for name, definition in DEFINITIONS.items() if aid in definition.asks)
+            raise AttnlensError(f"--{aid} was given, but no salience that reads it: add --salience {readers}")
+    background = None if options.background is None else rendered(options.background, given[0].tokenizer)
+    encoder = options.encoder
+    if encoder is None:
+        return Aids(background, options.lexicon)
+    tested = tuple(dict.fromkeys(weights for model in given for weights in weights_of(model)))
+    encoder = encoder if isinstance(encoder, Checkpoint) else load(encoder)
+    return Aids(background, options.lexicon, encoder, tested)
+
+
+def _told(aids: Aids) -> dict[str, Any]:
+    """Which terms and which third model the salience rests on."""
+    return {"lexicon": list(aids.lexicon), "encoder": None if aids.encoder is None else _history(aids.encoder)}
 
 
 def _check(models: Sequence[Checkpoint]) -> list[str]:
@@ -302,17 +329,7 @@ def _warnings(base: Checkpoint, texts: Corpus, prepared: Prepared, options: Comp
     cut = sum(_is_cut(example.text, encoded) for example, encoded in zip(texts, prepared.encodings, strict=True))
     if cut:
         found.append(f"{cut} of {len(texts)} texts were cut at {options.max_length} tokens.")
-    for name, facts in prepared.facts.items():
-        if facts["match_rate"] < 0.5:
-            found.append(
-                f"Only {facts['match_rate']:.0%} of the words marked by {name} have a matched ordinary word nearby: "
-                "the net change rests on those."
-            )
-        if facts["texts_without_salient_word"]:
-            without = f"{facts['texts_without_salient_word']:.0f} of {len(texts)}"
-            found.append(f"{without} texts have no word marked by {name}.")
-        if facts["salient_words_cut"]:
-            found.append(f"{facts['salient_words_cut']:.0f} words marked by {name} lie beyond the cut.")
+    found += salience_warnings(prepared)
     return found
 
 

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from attnlens.analysis.prepare import PER_DEFINITION, Batch, Prepared, assemble, plan
+from attnlens.analysis.prepare import CONTROL, MATCHED, PER_DEFINITION, Batch, Prepared, assemble, plan
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
@@ -143,7 +143,9 @@ def _reduce(
         groups=batch.columns,
         rows=batch.rows,
         # Matched words and their controls are compared on the rows that see both.
-        together=tuple((2 + start, 3 + start) for start in range(0, PER_DEFINITION * definitions, PER_DEFINITION)),
+        together=tuple(
+            (start + MATCHED, start + CONTROL) for start in range(1, PER_DEFINITION * definitions, PER_DEFINITION)
+        ),
         keep=subject.reference,
         against=None if subject.reference else against,
         without_virtual=True,
@@ -165,9 +167,12 @@ def _reduce(
     }
     result |= {name: values.get(name, np.full_like(values["entropy"], np.nan)) for name in PAIRS}
     if definitions:
-        marked, matched, control = (values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION))
+        marked, matched, control, random, swapped = (
+            values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION)
+        )
         result["mass"] = values["mass"][..., 1::PER_DEFINITION]
         result |= {"share": marked, "share_matched": matched, "share_control": control, "focus": matched - control}
+        result |= {"share_random": random, "share_swapped": swapped}
         result["log_odds"] = values["log_odds"][..., 1::PER_DEFINITION]
         received = _over_keys(values["received"], batch.columns.cpu().numpy().astype(np.float64))
         for kind, name in enumerate(("received", "received_matched", "received_control")):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints, UnknownName
-from attnlens.salience import mark_words
+from attnlens.salience import Aids, find_words, mark_words
 from attnlens.salience.controls import Control, match_rate, matched_controls
+from attnlens.salience.placebos import random_words, swapped_words
+from attnlens.salience.regression import regression_controls
 from attnlens.text.align import Encoded, encode, pieces, token_weights, words
 from attnlens.text.corpus import Corpus, Example
 
@@ -22,8 +24,12 @@ SELECTORS = {
     "content": "every token that is not special",
     "completion": "the tokens of the completion, looking at the words of the prompt",
 }
-# Of each salience definition three columns are measured: all marked words, those with a control, and the controls.
-PER_DEFINITION = 3
+# The columns of each salience definition: all marked words; those with a control, and the controls (C1); as many random
+# words (C2); and the words that another document's salience falls on (C3).
+PER_DEFINITION = 5
+MARKED, MATCHED, CONTROL, RANDOM, SWAPPED = range(PER_DEFINITION)
+# Where fewer salient words find a match, the control is a regression (METRICS 2).
+LEAST_MATCHED = 0.5
 # Above this share of tokens, spans are whole passages; the headline then asks for the key words inside them.
 LONG_SPANS = 0.20
 
@@ -32,13 +38,13 @@ LONG_SPANS = 0.20
 class Reading:
     """How texts are read.
 
-    selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. background: the
-    training split, on which keyness counts. max_length: tokens of a text. seed: of the drawn controls.
+    selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. aids: what
+    they look at besides the texts. max_length: tokens of a text. seed: of the drawn controls.
     """
 
     selector: str
     salience: tuple[str, ...] = ()
-    background: Corpus | None = None
+    aids: Aids = field(default_factory=Aids)
     max_length: int = 512
     seed: int = 0
 
@@ -51,7 +57,8 @@ class Reading:
 class Prepared:
     """Tokenised texts with their group columns.
 
-    columns: for each text (T, 1 + 3·S) float32: content, then marked, matched and control words of each definition.
+    columns: for each text (T, 1 + 5·S) float32: content, then marked, matched, control, random and swapped words of
+    each definition (MARKED … SWAPPED).
     rows: for each text (T,) bool: the selected rows that see content.
     marks: for each definition, for each text, (W,) bool. facts: per definition, what was marked and matched.
     """
@@ -61,7 +68,7 @@ class Prepared:
     columns: tuple[np.ndarray, ...]
     rows: tuple[np.ndarray, ...]
     marks: dict[str, list[np.ndarray]]
-    facts: dict[str, dict[str, float]]
+    facts: dict[str, dict[str, Any]]
 
     @property
     def salience(self) -> tuple[str, ...]:
@@ -69,18 +76,18 @@ class Prepared:
         return tuple(self.marks)
 
 
-def choose_salience(corpus: Corpus, background: Corpus | None = None) -> tuple[str, ...]:
+def choose_salience(corpus: Corpus, aids: Aids) -> tuple[str, ...]:
     """The default: the spans of the data, else keyness where it marks any word, else TextRank; the headline first.
 
-    Keyness needs labels and enough training documents (`background`). Spans that cover more than 20 % of the words
+    Keyness needs labels and enough training documents (the background). Spans that cover more than 20 % of the words
     stand second, behind the key words inside them (METRICS 2).
     """
     labels = len(corpus.labels) > 1
     if any(example.spans for example in corpus):
-        marks = mark_words("spans", corpus, None)
+        marks = mark_words("spans", corpus, aids)
         share = np.concatenate(marks).mean()
         return ("spans_keyness", "spans") if share > LONG_SPANS and labels else ("spans",)
-    if labels and any(mark.any() for mark in mark_words("keyness", corpus, background)):
+    if labels and any(mark.any() for mark in mark_words("keyness", corpus, aids)):
         return ("keyness",)
     return ("textrank",)
 
@@ -108,14 +115,16 @@ def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> P
     columns = [[content.astype(np.float32)] for content, _ in sides]
     marks, facts = {}, {}
     for name in reading.salience:
-        found = mark_words(name, corpus, reading.background)
-        marks[name] = [mark & inside for mark, inside in zip(found, seen, strict=True)]
-        controls = matched_controls(corpus, marks[name], counts, np.random.default_rng(reading.seed))
+        found = find_words(name, corpus, reading.aids)
+        marks[name] = [mark & inside for mark, inside in zip(found.words, seen, strict=True)]
+        controls, rate = _controls(corpus, marks[name], counts, reading.seed)
         visible = [mark & (count > 0) for mark, count in zip(marks[name], counts, strict=True)]
+        random = random_words(corpus, visible, counts, np.random.default_rng((reading.seed, RANDOM)))
+        swapped = swapped_words(corpus, visible, counts, np.random.default_rng((reading.seed, SWAPPED)))
         for i, encoded in enumerate(encodings):
-            for weights in (visible[i], controls[i].matched, controls[i].weights):
+            for weights in (visible[i], controls[i].matched, controls[i].weights, random[i], swapped[i]):
                 columns[i].append(token_weights(encoded, weights.astype(np.float32)) * sides[i][0])
-        facts[name] = _facts(marks[name], visible, controls)
+        facts[name] = _facts(visible, counts, controls, rate) | _cut(marks[name], visible) | found.facts
         if not facts[name]["texts_with_salient_word"]:
             raise CorpusError(
                 f"{corpus.name}: no text has a salient word by {name!r} within {reading.max_length} tokens; "
@@ -151,18 +160,62 @@ def _seen_words(example: Example, selector: str) -> np.ndarray:
     return np.array([stop <= end for _, stop in words(example.text)], dtype=bool)
 
 
-def _facts(marks: list[np.ndarray], visible: list[np.ndarray], controls: list[Control]) -> dict[str, float]:
-    """Counts that page one and the tables need: how much is marked, cut off, matched."""
+def _controls(
+    corpus: Corpus, marks: list[np.ndarray], counts: list[np.ndarray], seed: int
+) -> tuple[list[Control], float]:
+    """Control C1 and the match rate: matched words, or per text a regression where too few words have a match."""
+    controls = matched_controls(corpus, marks, counts, np.random.default_rng(seed))
+    rate = match_rate(controls)
+    return (regression_controls(corpus, marks, counts) if rate < LEAST_MATCHED else controls), rate
+
+
+def _facts(visible: list[np.ndarray], counts: list[np.ndarray], controls: list[Control], rate: float) -> dict[str, Any]:
+    """What page one and the tables need: how much is in sight, and what it is held against."""
+    tokens = sum(int(count.sum()) for count in counts)
+    salient = sum(int(count[mark].sum()) for count, mark in zip(counts, visible, strict=True))
+    without = sum(mark.any() and not control.weights.any() for mark, control in zip(visible, controls, strict=True))
+    return {
+        "token_share": salient / tokens if tokens else float("nan"),
+        "texts_with_salient_word": float(sum(bool(mark.any()) for mark in visible)),
+        "texts_without_salient_word": float(sum(not mark.any() for mark in visible)),
+        "match_rate": rate,  # NaN where no content word is marked
+        "control": "regression" if rate < LEAST_MATCHED else "matched",
+        "texts_without_control": float(without),  # of those with a salient word
+    }
+
+
+def _cut(marks: list[np.ndarray], visible: list[np.ndarray]) -> dict[str, Any]:
+    """How much was marked before truncation, and how much it cost."""
     total = sum(len(mark) for mark in marks)
     salient = sum(int(mark.sum()) for mark in marks)
     seen = sum(int(mark.sum()) for mark in visible)
-    return {
-        "marked_share": salient / max(total, 1),
-        "texts_with_salient_word": float(sum(bool(mark.any()) for mark in visible)),
-        "texts_without_salient_word": float(sum(not mark.any() for mark in visible)),
-        "salient_words_cut": float(salient - seen),
-        "match_rate": match_rate(controls),  # NaN where no content word is marked
-    }
+    return {"marked_share": salient / max(total, 1), "salient_words_cut": float(salient - seen)}
+
+
+def salience_warnings(prepared: Prepared) -> list[str]:
+    """What page one must say about what was marked, and what it was held against."""
+    texts, found = len(prepared.examples), []
+    for name, facts in prepared.facts.items():
+        if facts.get("circular"):
+            found.append(
+                f"The words of {name} come from a model under test: that its attention lies on them is circular, "
+                "and no evidence of focus."
+            )
+        if facts["control"] == "regression":
+            found.append(
+                f"Only {facts['match_rate']:.0%} of the words marked by {name} have a matched ordinary word nearby: "
+                "the net change is, text by text, what a regression on position, pieces and frequency leaves to them."
+            )
+        if facts["texts_without_control"]:
+            without = f"{facts['texts_without_control']:.0f} of {texts}"
+            found.append(f"{without} texts have words marked by {name} but no control for them: no net change there.")
+        if facts["texts_without_salient_word"]:
+            found.append(f"{facts['texts_without_salient_word']:.0f} of {texts} texts have no word marked by {name}.")
+        if facts["salient_words_cut"]:
+            found.append(f"{facts['salient_words_cut']:.0f} words marked by {name} lie beyond the cut.")
+        if facts.get("words_beyond_encoder"):
+            found.append(f"{facts['words_beyond_encoder']} content words lie beyond what the encoder of {name} reads.")
+    return found
 
 
 def is_causal(model: Any) -> bool:

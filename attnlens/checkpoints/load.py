@@ -137,6 +137,18 @@ def checksum(model: nn.Module) -> int:
     return found
 
 
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens the model reads: what its positions and its tokenizer allow."""
+    limits = [int(tokenizer.model_max_length)]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        # RoBERTa counts positions from the padding index on, so that many rows are never reached.
+        tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+        padding = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+        limits.append(positions - max((index + 1 for index in padding if index is not None), default=0))
+    return min(limits)
+
+
 def read_config(where: Path | str) -> Any:
     """The configuration, without running code of the checkpoint."""
     if isinstance(where, str):

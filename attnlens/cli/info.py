@@ -27,10 +27,9 @@ def info(
 
     Example: attnlens info tuned.ckpt
     """
-    from attnlens.checkpoints.load import load
+    from attnlens.checkpoints.load import load, longest_input
     from attnlens.checkpoints.source import BOTTLENECK, locate
     from attnlens.cli import terminal
-    from attnlens.training.base import longest_input
 
     terminal.quiet()
     _check_base(locate(checkpoint, config=config, tokenizer=tokenizer))

@@ -18,6 +18,10 @@ def report(
     data: Annotated[Path | None, typer.Option(help=DATA)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the report.")] = None,
     salience: Annotated[str | None, typer.Option(help="Which words count, comma-separated: spans,keyness,…")] = None,
+    lexicon: Annotated[Path | None, typer.Option(help="Terms that matter, one a line; for --salience lexicon.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A third model; for --salience leave_one_out, attribution or input_x_gradient.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most texts, spread over documents.")] = 200,
     max_length: Annotated[int, typer.Option(min=3, help="Most tokens of a text.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 16,
@@ -62,6 +66,8 @@ def report(
             data=data,
             output=output,
             salience=None if salience is None else tuple(name.strip() for name in salience.split(",")),
+            lexicon=lexicon,
+            encoder=encoder,
             limit=limit,
             max_length=max_length,
             batch_size=batch_size,

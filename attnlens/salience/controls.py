@@ -16,13 +16,13 @@ DRAWS = 20
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """The matched salient words of one text, and the weight of each ordinary word as their control.
+    """What is compared in one text: the matched salient words, and the weight of each ordinary word as their control.
 
     Over the tokens of the text, `weights` sums to as much as `matched`; a control word that stands for several
-    salient words weighs more than 1.
+    salient words weighs more than 1. Of a regression both are soft (salience/regression.py).
     """
 
-    matched: np.ndarray  # (W,) bool, S′: salient content words that have a match
+    matched: np.ndarray  # (W,) bool, S′: salient content words that have a match; or float64 weights
     weights: np.ndarray  # (W,) float64, the mean of 20 drawn control indicators, 0 on every salient word
     eligible: np.ndarray  # (W,) bool, the salient content words that truncation left: what could have a match
 

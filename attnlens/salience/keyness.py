@@ -8,7 +8,8 @@ from scipy.special import ndtr
 from scipy.stats import false_discovery_control
 
 from attnlens.core.errors import CorpusError
-from attnlens.salience.ranking import top
+from attnlens.salience.aids import Aids
+from attnlens.salience.ranking import TOP_SHARE, top
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
 
@@ -18,7 +19,6 @@ from attnlens.text.lexis import forms, is_content
 PRIOR = 0.2
 LEVEL = 0.05  # of the false discovery rate, over the candidate words of one class
 MIN_DOCUMENTS = 5
-TOP_SHARE = 0.15  # of the words of a text
 
 
 def log_odds_z(counts: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def keyness(corpus: Corpus) -> Keyness:
     return Keyness(columns, {label: row for row, label in enumerate(by_label)}, z, key)
 
 
-def mark_keywords(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
+def mark_keywords(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
     """Key words of each example's own label, within the text's top 15 % of words by z: (W,) bool arrays.
 
     Counted on the background (the training split); without one, on the corpus itself. A word the counts never saw
@@ -95,7 +95,7 @@ def mark_keywords(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]
         raise CorpusError(
             f"salience 'keyness' needs a label field; {corpus.name} has none. Add labels, or choose textrank."
         )
-    counted = keyness(corpus if background is None else background)
+    counted = keyness(corpus if aids.background is None else aids.background)
     if not set(corpus.labels) & set(counted.labels):
         raise CorpusError(
             f"salience 'keyness' needs labels that the training data knows ({', '.join(counted.labels)}); "

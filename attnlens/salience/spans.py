@@ -3,6 +3,7 @@
 import numpy as np
 
 from attnlens.core.errors import CorpusError
+from attnlens.salience.aids import Aids
 from attnlens.text.align import words
 from attnlens.text.corpus import Corpus, Example, Span
 
@@ -14,10 +15,10 @@ def relevant_spans(example: Example) -> tuple[Span, ...]:
     return own or spans
 
 
-def mark_spans(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
+def mark_spans(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
     """Words that share at least one character with a relevant span: a (W,) bool array for each example.
 
-    The background is not looked at. Hand example: "pay the fee now" with the span [5, 11) marks "the" and "fee".
+    It needs no aids. Hand example: "pay the fee now" with the span [5, 11) marks "the" and "fee".
     """
     if all(example.spans is None for example in corpus):
         raise CorpusError(

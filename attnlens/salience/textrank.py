@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import sparse
 
-from attnlens.salience.ranking import top
+from attnlens.salience.aids import Aids
+from attnlens.salience.ranking import mark_top
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
 
@@ -11,7 +12,6 @@ DAMPING = 0.85
 # Mihalcea & Tarau try 2 to 10 words. About half of running English is function words, so 4 running words hold about
 # two content words: each is tied to its next content neighbours and to little else.
 WINDOW = 4
-TOP_SHARE = 0.15  # of the content words of a text
 _CONVERGED = 1e-12  # relative
 
 
@@ -54,15 +54,9 @@ def centrality(text_forms: list[str]) -> np.ndarray:
     return np.append(page_rank(word_graph(nodes)), np.nan)[nodes]
 
 
-def mark_central(corpus: Corpus, background: Corpus | None) -> list[np.ndarray]:
+def mark_central(corpus: Corpus, aids: Aids) -> list[np.ndarray]:
     """Top 15 % of each text's content words by TextRank: a (W,) bool array for each example.
 
-    The background is not looked at. A text whose content words all score the same has no central word.
+    It needs no aids. A text whose content words all score the same has no central word.
     """
-    marks = []
-    for example in corpus:
-        scores = centrality(forms(example.text))
-        pool = ~np.isnan(scores)
-        marked = top(scores, pool, TOP_SHARE)
-        marks.append(marked if (marked != pool).any() else np.zeros_like(marked))
-    return marks
+    return [mark_top(centrality(forms(example.text))) for example in corpus]

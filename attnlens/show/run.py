@@ -15,16 +15,16 @@ from attnlens import __version__
 from attnlens.analysis.compare import CompareOptions, compare, slug
 from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
-from attnlens.checkpoints.load import Checkpoint, load_all
+from attnlens.checkpoints.load import Checkpoint, load, load_all, longest_input
 from attnlens.checkpoints.source import adapter_config, locate, names_of
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
+from attnlens.salience.lexicon import read_lexicon
 from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
 from attnlens.show.training_records import is_null
 from attnlens.show.twins import found_twins, nulls_named, recorded, twin_name, twins_last
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
-from attnlens.training.base import longest_input
 from attnlens.training.record import recorded_columns, recorded_corpus
 
 
@@ -34,15 +34,17 @@ class ReportOptions:
 
     data: the corpus; None takes the held-out data named in the first tuned model's training record, failing that the
     embedded probe sentences. columns: our field name → the data's column name; None takes those of the training record
-    that the data has. output: the folder; None makes report-BASE-vs-TUNED. text: keep example texts in the
-    report. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must
-    say first. progress: called with (texts done, all texts). announce: called with a line when the work begins.
-    The rest is CompareOptions.
+    that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
+    encoder: a third model. text: keep example texts in the report. force: replace another run's report. names: what to
+    call base and tuned. notes: lines that page one must say first. progress: called with (texts done, all texts).
+    announce: called with a line when the work begins. The rest is CompareOptions.
     """
 
     data: str | Path | None = None
     output: str | Path | None = None
     salience: tuple[str, ...] | None = None
+    lexicon: str | Path | None = None
+    encoder: str | Path | None = None
     limit: int | None = 200
     max_length: int = 512
     batch_size: int = 16
@@ -106,6 +108,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     beside = found_twins(given)
     sources, names = _in_order(given, beside, options)
     texts = _texts(sources[1], options)
+    lexicon = () if options.lexicon is None else read_lexicon(options.lexicon)
     models = load_all(
         sources,
         names=names,
@@ -114,9 +117,10 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         device=options.device,
         dtype=options.dtype,
     )
+    encoder = None if options.encoder is None else load(options.encoder, device=options.device, dtype=options.dtype)
     alone = [model.name for model in models if not is_null(model.provenance.get("training"))]
     directory = Path(options.output or _folder(alone if len(alone) > 1 else [model.name for model in models]))
-    key = _key(models, texts, options)
+    key = _key([*models, *([] if encoder is None else [encoder])], texts, lexicon, options)
     if is_complete(directory, key, force=options.force):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
 
@@ -144,6 +148,8 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
                 memory=options.memory,
                 seed=options.seed,
                 background=texts.background,
+                lexicon=lexicon,
+                encoder=encoder,
                 passages=8 if options.text else 0,
                 parts=directory / PARTS,
                 probe=texts.probe,
@@ -272,8 +278,11 @@ def _folder(names: Sequence[str]) -> str:
     return f"report-{base}-vs-{'-'.join(tuned)}"[:200]
 
 
-def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> str:
-    """What makes two runs the same: models, tokenizers, texts, options that change numbers or pages, version."""
+def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], options: ReportOptions) -> str:
+    """What makes two runs the same: models, tokenizers, texts, options that change numbers or pages, version.
+
+    models: base, tuned, and last the third model that the salience asks, if there is one.
+    """
     background = texts.background
     identity = {
         "attnlens": __version__,
@@ -285,6 +294,8 @@ def _key(models: Sequence[Checkpoint], texts: Texts, options: ReportOptions) -> 
         "tokenizers": [_tokenizer(model) for model in models],
         "texts": hashlib.sha256(repr([vars(example) for example in texts.corpus]).encode()).hexdigest(),
         "background": None if background is None else [background.checksum, len(background)],
+        "lexicon": sorted(set(lexicon)),
+        "encoder": options.encoder is not None,
         "options": {
             name: getattr(options, name)
             for name in ("salience", "limit", "max_length", "batch_size", "rows", "memory", "seed", "text", "device")

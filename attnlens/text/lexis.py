@@ -8,6 +8,8 @@ numerals, particles, pronouns), with the adverbs that only point, join or grade.
 import re
 from functools import lru_cache
 
+import numpy as np
+
 from attnlens.text.align import HAN, words
 
 _DETERMINERS = """
@@ -90,3 +92,8 @@ def is_content(word_form: str) -> bool:
     if word_form in FUNCTION_WORDS:
         return False
     return sum(map(str.isalpha, word_form)) >= 2 or _HAN_CHARACTER.match(word_form) is not None
+
+
+def content_flags(text: str) -> np.ndarray:
+    """Whether each word of a text carries content: (W,) bool."""
+    return np.array([is_content(word) for word in forms(text)], dtype=bool)

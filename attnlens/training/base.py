@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.blocks import head_parameters
 from attnlens.checkpoints.identity import home_free
+from attnlens.checkpoints.load import longest_input
 from attnlens.checkpoints.source import check_hub, read_json
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
 
@@ -154,18 +155,6 @@ def _redrawn(model: PreTrainedModel, labels: int, new: set[str]) -> set[str]:
                 nn.init.zeros_(module.bias)
             drawn |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
     return drawn
-
-
-def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Most tokens the model reads: what its positions and its tokenizer allow."""
-    limits = [int(tokenizer.model_max_length)]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None:
-        # RoBERTa counts positions from the padding index on, so that many rows are never reached.
-        tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
-        padding = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
-        limits.append(positions - max((index + 1 for index in padding if index is not None), default=0))
-    return min(limits)
 
 
 def reading_length(base: Base, wanted: int | None, virtual: int = 0) -> int:

@@ -12,12 +12,14 @@ import transformers as tf
 
 from attnlens.analysis import measure
 from attnlens.analysis.compare import CompareOptions, compare
-from attnlens.analysis.prepare import Reading, choose_salience, plan, prepare, row_selector
+from attnlens.analysis.prepare import RANDOM, SWAPPED, Reading, choose_salience, plan, prepare, row_selector
 from attnlens.analysis.results import open_comparison
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
+from attnlens.salience import Aids
 from attnlens.salience.controls import matched_controls
+from attnlens.salience.placebos import random_words, swapped_words
 from attnlens.text.align import encode, pieces, words
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.text.embedded import embedded
@@ -78,11 +80,14 @@ def test_numbers_equal_dense_maps_reduced_by_hand(comparison, base: Checkpoint, 
         for x in corpus
     ]
     control = matched_controls(corpus, marks, counts, np.random.default_rng(0))[0]
+    random = random_words(corpus, marks, counts, np.random.default_rng((0, RANDOM)))[0]
+    swapped = swapped_words(corpus, marks, counts, np.random.default_rng((0, SWAPPED)))[0]
 
     def widen(weights: np.ndarray) -> np.ndarray:
         return np.array([weights[word] if word >= 0 else 0.0 for word in encoded.word_of])[content]
 
     marked, matched, drawn = (widen(w.astype(float)) for w in (marks[0], control.matched, control.weights))
+    others = {"share_random": widen(random), "share_swapped": widen(swapped)}
     got = comparison.data.isel(model=0, example=0).sel(salience="spans")
     share = (inside * marked).sum(-1)
     odds = np.log(share / marked.sum()) - np.log((1 - share) / (len(marked) - marked.sum()))
@@ -94,6 +99,7 @@ def test_numbers_equal_dense_maps_reduced_by_hand(comparison, base: Checkpoint, 
         "share_matched": (inside * matched).sum(-1).mean(-1),
         "share_control": (inside * drawn).sum(-1).mean(-1),
         "focus": (inside * (matched - drawn)).sum(-1).mean(-1),
+        **{name: (inside * weights).sum(-1).mean(-1) for name, weights in others.items()},
         "log_odds": odds.mean(-1),
         "entropy": entropy.mean(-1),
         "entropy_content": within.mean(-1),
@@ -248,20 +254,20 @@ def test_rounding_to_the_narrower_dtype_is_measured(base: Checkpoint, corpus: Co
 
 
 def test_default_salience_follows_the_data(corpus: Corpus):
-    assert choose_salience(corpus) == ("spans",)
+    assert choose_salience(corpus, Aids()) == ("spans",)
     whole = read_corpus(embedded("contracts_eval"))
     bare = Corpus(tuple(Example(e.text, e.id, e.document, e.label) for e in whole), "x", "", True)
-    assert choose_salience(bare) == ("keyness",)
+    assert choose_salience(bare, Aids()) == ("keyness",)
     few = bare.sample(10, 0)  # too few documents for any word to be a keyword
-    assert choose_salience(few) == ("textrank",)
-    assert choose_salience(few, bare) == ("keyness",)
+    assert choose_salience(few, Aids()) == ("textrank",)
+    assert choose_salience(few, Aids(bare)) == ("keyness",)
     unlabelled = [Example(e.text, e.id, e.document) for e in corpus]
-    assert choose_salience(Corpus(tuple(unlabelled), "x", "", True)) == ("textrank",)
+    assert choose_salience(Corpus(tuple(unlabelled), "x", "", True), Aids()) == ("textrank",)
 
 
 def test_long_spans_give_way_to_the_key_words_inside_them(shared: Path):
     corpus = read_corpus(shared / "data" / "cuad" / "test.jsonl").sample(60, 0)
-    assert choose_salience(corpus) == ("spans_keyness", "spans")
+    assert choose_salience(corpus, Aids()) == ("spans_keyness", "spans")
 
 
 def test_the_probe_asks_no_focus_question(base: Checkpoint, tuned: Checkpoint):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from attnlens.core.errors import CorpusError
+from attnlens.salience import Aids
 from attnlens.salience.keyness import keyness, log_odds_z, mark_keywords
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import FUNCTION_WORDS
@@ -152,11 +153,11 @@ def test_key_words_against_the_slow_reference():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_marks_against_the_slow_reference(seed: int):
     train, held_out = random_corpus(seed, 60), random_corpus(seed + 100, 30)
-    marks = mark_keywords(held_out, train)
+    marks = mark_keywords(held_out, Aids(train))
     assert [marked.tolist() for marked in marks] == slow_marks(held_out, train)
     assert any(marked.any() for marked in marks)
     # Without training data the corpus itself is counted.
-    assert [marked.tolist() for marked in mark_keywords(train, None)] == slow_marks(train, train)
+    assert [marked.tolist() for marked in mark_keywords(train, Aids())] == slow_marks(train, train)
 
 
 def test_the_words_of_each_class_are_found():
@@ -195,7 +196,7 @@ def test_a_text_uses_its_own_label_and_forms():
     train = random_corpus(5, 200)
     text = "Licensor’s AUDIT of unheard words and more of the same and more of it"
     corpus = corpus_of([text, text, text, text], ["a", "b", None, "c"])
-    first, second, unlabelled, unknown = mark_keywords(corpus, train)
+    first, second, unlabelled, unknown = mark_keywords(corpus, Aids(train))
     assert np.flatnonzero(first).tolist() == [0] and np.flatnonzero(second).tolist() == [1]
     assert not unlabelled.any() and not unknown.any() and len(unknown) == 14
 
@@ -217,15 +218,15 @@ def test_bad_input_says_what_to_do():
     with pytest.raises(
         CorpusError, match=r"needs a label field; made\.jsonl has none\. Add labels, or choose textrank"
     ):
-        mark_keywords(corpus_of(["text"]), good)
+        mark_keywords(corpus_of(["text"]), Aids(good))
     with pytest.raises(CorpusError, match=r"at least two labels to count on; made\.jsonl has 0"):
-        mark_keywords(good, corpus_of(["text"]))
+        mark_keywords(good, Aids(corpus_of(["text"])))
     with pytest.raises(CorpusError, match=r"at least two labels to count on; made\.jsonl has 1"):
-        mark_keywords(corpus_of(["text"], ["a"]), None)
+        mark_keywords(corpus_of(["text"], ["a"]), Aids())
     with pytest.raises(CorpusError, match=r"labels that the training data knows \(a, b\); made.jsonl has x, y"):
-        mark_keywords(corpus_of(["text", "text"], ["x", "y"]), good)
+        mark_keywords(corpus_of(["text", "text"], ["x", "y"]), Aids(good))
     with pytest.raises(CorpusError, match="needs texts of several words"):
-        mark_keywords(corpus_of(["…", "…"], ["a", "b"]), None)
+        mark_keywords(corpus_of(["…", "…"], ["a", "b"]), Aids())
 
 
 def test_labels_without_meaning_have_few_key_words():

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnlens.salience import Aids
 from attnlens.salience.spans import mark_spans, relevant_spans
 from attnlens.text.align import words
 from attnlens.text.corpus import Span
@@ -12,7 +13,7 @@ TEXT = "pay the fee now"
 
 
 def marked_words(text: str, label: str | None, *spans: Span) -> list[str]:
-    [marked] = mark_spans(corpus_of([text], [label], spans=[spans]), None)
+    [marked] = mark_spans(corpus_of([text], [label], spans=[spans]), Aids())
     return [text[start:end] for (start, end), flag in zip(words(text), marked, strict=True) if flag]
 
 
@@ -33,7 +34,7 @@ def test_spans_of_the_own_label_come_before_all():
 def test_a_text_without_spans_beside_others():
     corpus = corpus_of([TEXT, TEXT], spans=[None, (Span(0, 3),)])
     assert relevant_spans(corpus.examples[0]) == ()
-    assert [marked.sum() for marked in mark_spans(corpus, None)] == [0, 1]
+    assert [marked.sum() for marked in mark_spans(corpus, Aids())] == [0, 1]
 
 
 @given(st.text(min_size=1, max_size=40), st.data())
@@ -41,5 +42,5 @@ def test_a_word_is_marked_where_its_characters_are(text: str, data: st.DataObjec
     edges = st.tuples(st.integers(0, len(text)), st.integers(0, len(text))).map(sorted).filter(lambda e: e[0] < e[1])
     spans = tuple(Span(start, end) for start, end in data.draw(st.lists(edges, max_size=3)))
     inside = {place for span in spans for place in range(span.start, span.end)}
-    [marked] = mark_spans(corpus_of([text], spans=[spans]), None)
+    [marked] = mark_spans(corpus_of([text], spans=[spans]), Aids())
     assert marked.tolist() == [any(place in inside for place in range(*interval)) for interval in words(text)]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from attnlens.salience import Aids
 from attnlens.salience.textrank import centrality, mark_central, page_rank, word_graph
 from attnlens.text.align import words
 from tests.salience.build import corpus_of
@@ -89,7 +90,7 @@ def test_laws_of_centrality(nodes: list[int]):
 
 
 def marked_words(text: str) -> list[str]:
-    [marked] = mark_central(corpus_of([text]), None)
+    [marked] = mark_central(corpus_of([text]), Aids())
     return [text[start:end] for (start, end), flag in zip(words(text), marked, strict=True) if flag]
 
 

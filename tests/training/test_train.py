@@ -18,10 +18,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
 from attnlens.checkpoints.identity import read_record
-from attnlens.checkpoints.load import quiet
+from attnlens.checkpoints.load import longest_input, quiet
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists, TrainingError, UnknownName
 from attnlens.text.corpus import Corpus
-from attnlens.training.base import load_classifier, longest_input
+from attnlens.training.base import load_classifier
 from attnlens.training.methods import METHODS
 from attnlens.training.record import history, recorded_corpus
 from attnlens.training.scores import classification_metrics
