@@ -113,10 +113,11 @@ def _headline(profile: pd.DataFrame, data: xr.Dataset, case: Case, *, layer: int
 def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     net = (headline["estimate"], headline["low"], headline["high"])
+    digits = digits_of(*net)
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
         f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
-        f"{signed(net[0], digits_of(*net))} ({interval(*net[1:], digits_of(*net))}; {documents_of(headline['documents'])})."
+        f"{signed(net[0], digits)} ({interval(*net[1:], digits)}; {documents_of(headline['documents'])})."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
     opening = {
@@ -163,11 +164,11 @@ def _abstract(
     verdict: str, layers: tuple[int, ...], headline: dict[str, float], rungs: tuple[Rung, ...], case: Case
 ) -> str:
     """One sentence for an abstract: the finding with its interval, then what it has and has not been held against."""
-    numbers = tuple(headline[name] for name in ("estimate", "low", "high"))
-    digits = digits_of(*numbers)
+    estimate, low, high = (headline[name] for name in ("estimate", "low", "high"))
+    digits = digits_of(estimate, low, high)
     net = (
-        f"{signed(numbers[0], digits)} of 100 units of attention on words, net of matched ordinary words; "
-        f"{interval(*numbers[1:], digits)}, simultaneous over layers"
+        f"{signed(estimate, digits)} of 100 units of attention on words, net of matched ordinary words; "
+        f"{interval(low, high, digits)}, simultaneous over layers"
     )
     where = layer_names(layers) if layers else f"layer {headline['layer']:.0f}"
     largest = f"largest in layer {headline['layer']:.0f}" if len(layers) > 1 else where

@@ -140,10 +140,11 @@ def _held_up(number: int, rows: pd.DataFrame, claim: Claim, ending: str) -> Rung
     nearest = rows["low"] if claim.sign > 0 else -rows["high"]
     stands = (nearest > 0) & (rows["p_adjusted"] < ALPHA)
     among = [place for place in places if stands[place]] or places
-    layer = max(among, key=lambda place: np.nan_to_num(claim.sign * rows.loc[place, "estimate"], nan=-np.inf))
-    numbers = 100 * rows.loc[layer, ["estimate", "low", "high"]].to_numpy(float)
-    digits = digits_of(*numbers)
-    told = f"Layer {layer + 1}: {signed(numbers[0], digits)} of 100 units ({interval(*numbers[1:], digits)}) {ending}."
+    strength = (claim.sign * rows["estimate"]).fillna(-np.inf)
+    layer = max(among, key=strength.__getitem__)
+    estimate, low, high = (100 * float(rows[name][layer]) for name in ("estimate", "low", "high"))
+    digits = digits_of(estimate, low, high)
+    told = f"Layer {layer + 1}: {signed(estimate, digits)} of 100 units ({interval(low, high, digits)}) {ending}."
     return Rung(number, QUESTIONS[number - 1], _yes(stands[places].any()), told)
 
 

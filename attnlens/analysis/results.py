@@ -196,10 +196,11 @@ def _plain(value: Any) -> Any:
 
 
 def _answer(fields: dict[str, Any]) -> Answer:
-    rungs = tuple(Rung(**rung) for rung in fields["rungs"])
     headline = {name: math.nan if value is None else value for name, value in fields["headline"].items()}
-    tuples = {name: tuple(fields[name]) for name in ("layers", "remarks")}
-    return Answer(**(fields | tuples | {"rungs": rungs, "headline": headline}))
+    plain = {name: fields[name] for name in ("verdict", "sentence", "abstract")}
+    rungs = tuple(Rung(**rung) for rung in fields["rungs"])
+    layers, remarks = tuple(fields["layers"]), tuple(fields["remarks"])
+    return Answer(**plain, layers=layers, headline=headline, rungs=rungs, remarks=remarks)
 
 
 def _passage(fields: dict[str, Any]) -> Passage:

@@ -40,6 +40,15 @@ def report(
         str | None, typer.Option(help="Folder or hub id with the config.json of single weight files.")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id with the tokenizer of such files.")] = None,
+    null: Annotated[
+        list[Path] | None, typer.Option(help="A shuffled twin: the same training on shuffled labels. Repeatable.")
+    ] = None,
+    seeds: Annotated[
+        list[Path] | None, typer.Option(help="The same training from another seed; six runs in all. Repeatable.")
+    ] = None,
+    knockout: Annotated[
+        bool, typer.Option("--knockout", help="Hide the marked words from attention: do the outputs rely on them?")
+    ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -61,7 +70,7 @@ def report(
         label=label_column,
         document=document_column,
     )
-    with terminal.progress("Measuring") as (advance,):
+    with terminal.progress("Measuring", "Hiding words") as (measuring, hiding):
         options = ReportOptions(
             data=data,
             output=output,
@@ -81,7 +90,11 @@ def report(
             config=config,
             tokenizer=tokenizer,
             force=force,
-            progress=advance,
+            null=tuple(null or ()),
+            seeds=tuple(seeds or ()),
+            knockout=knockout,
+            progress=measuring,
+            knocking=hiding,
             announce=terminal.announce,
         )
         result = run_report(checkpoints, options)
