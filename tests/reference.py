@@ -26,6 +26,7 @@ class Problem:
     sinks: np.ndarray | None = None
     groups: np.ndarray | None = None  # (B, K) integers
     queries: np.ndarray | None = None  # (B, Q) bool
+    o: np.ndarray | None = None  # (H, Dv, M): each head's slice of the output projection
     results: dict = field(default_factory=dict)
 
 
@@ -67,8 +68,9 @@ def statistics(problem: Problem) -> dict[str, np.ndarray]:
     names = ("entropy entropy_normalized effective_keys max_weight renyi2 lse distance entropy_content").split()
     out = {name: np.full((B, H, Q), np.nan) for name in names}
     G = 0 if problem.groups is None else max(3, int(problem.groups.max()) + 1)
-    out |= {name: np.full((B, H, Q, G), np.nan) for name in ("mass", "share", "log_odds")}
-    got, uniform = np.zeros((B, H, K)), np.zeros((B, H, K))
+    grouped = ("mass", "share", "log_odds", "lift", "entropy_between", "share_value")
+    out |= {name: np.full((B, H, Q, G), np.nan) for name in grouped}
+    got, uniform, rows = np.zeros((B, H, K)), np.zeros((B, H, K)), np.zeros((B, H, K))
     output = np.zeros((B, H, Q, problem.v.shape[3]))
     for b in range(B):
         for h in range(H):
@@ -97,11 +99,13 @@ def statistics(problem: Problem) -> dict[str, np.ndarray]:
                 for j, weight in zip(seen, p, strict=True):
                     got[b, h, j] += weight
                     uniform[b, h, j] += 1 / n
+                    rows[b, h, j] += 1
                 if problem.groups is not None:
                     _grouped(
                         problem, out, (b, h, i), (seen, logits, p), 0.0 if null is None else math.exp(null - total)
                     )
     out["received"] = np.divide(got, uniform, out=np.full_like(got, np.nan), where=uniform > 0)
+    out["received_mean"] = np.divide(got, rows, out=np.full_like(got, np.nan), where=rows > 0)
     out["output"] = output
     return out
 
@@ -113,12 +117,23 @@ def _grouped(problem: Problem, out: dict, where: tuple[int, int, int], keys: tup
     for g in range(out["mass"].shape[-1]):
         members = [at for at, j in enumerate(seen) if group[j] == g]
         out["mass"][where][g] = math.fsum(p[at] for at in members) + (null if g == 2 else 0.0)
+        every, count = len(seen) + (problem.sinks is not None), len(members) + (problem.sinks is not None and g == 2)
+        if count:
+            out["lift"][where][g] = out["mass"][where][g] * every / count
+        if g in (0, 1) and (group == g).any():
+            other = math.fsum(p[at] for at in inside if group[seen[at]] != g)
+            sinks = math.fsum(p[at] for at in range(len(seen)) if at not in inside) + null
+            out["entropy_between"][where][g] = -math.fsum(
+                m * math.log(m) for m in (out["mass"][where][g], other, sinks) if m > 0
+            )
         if not inside:
             continue
         content = log_sum([logits[at] for at in inside])
         kept = [at for at in members if at in inside]
         if kept:
             out["share"][where][g] = math.fsum(math.exp(logits[at] - content) for at in kept)
+            written = {at: math.exp(logits[at] - content) * _length(problem, where, seen[at]) for at in inside}
+            out["share_value"][where][g] = math.fsum(written[at] for at in kept) / math.fsum(written.values())
         rest = [at for at in inside if at not in kept]
         if g in (0, 1) and kept and rest:
             sides = [log_sum([logits[at] for at in side]) - math.log(len(side)) for side in (kept, rest)]
@@ -126,6 +141,15 @@ def _grouped(problem: Problem, out: dict, where: tuple[int, int, int], keys: tup
     if len(inside) > 1:
         logs = [logits[at] - log_sum([logits[a] for a in inside]) for at in inside]
         out["entropy_content"][where] = math.fsum(-math.exp(x) * x for x in logs) / math.log(len(inside))
+
+
+def _length(problem: Problem, where: tuple[int, int, int], j: int) -> float:
+    """‖W_O v_j‖ of the head at `where`."""
+    b, h, _ = where
+    v, o = problem.v.astype(np.float64), problem.o.astype(np.float64)
+    kv = h // (problem.q.shape[1] // problem.k.shape[1])
+    written = [math.fsum(v[b, kv, j, d] * o[h, d, m] for d in range(v.shape[3])) for m in range(o.shape[2])]
+    return math.sqrt(math.fsum(x * x for x in written))
 
 
 def divergences(base: Problem, tuned: Problem) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from attnlens.analysis.inference import infer
 from attnlens.analysis.knockout import KnockoutOptions, knockout
 from attnlens.analysis.ladder import Case
 from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
+from attnlens.analysis.noise import noise_band
 from attnlens.analysis.passages import choose_passages
 from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
 from attnlens.analysis.provenance import (
@@ -25,8 +26,8 @@ from attnlens.analysis.provenance import (
     virtual_tokens,
 )
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.analysis.roles import Roles, roles_of
-from attnlens.analysis.subjects import Given, loaded, named, rounded, split_floor, widened
+from attnlens.analysis.roles import Roles
+from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint, load, longest_input
 from attnlens.checkpoints.tape import Site
@@ -37,7 +38,7 @@ from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
 
 MOST_UNKNOWN = 0.10
-OPTIONS = ("limit", "max_length", "batch_size", "seed", "sesoi", "probe", "knockout")
+OPTIONS = ("limit", "max_length", "batch_size", "seed", "sesoi", "probe", "knockout", "noise_band")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class CompareOptions:
     nulls: shuffled twins, besides those among the tuned whose training record says so. seeds: more runs of a tuned
     model's training, from other seeds: they bear on its answer and get none of their own. knockout: also hide the
     headline's words from all attention and see what the outputs lose, in six more passes (analysis/knockout.py);
-    knocking: its progress.
+    further: its progress. noise_band: draws of random weight noise of the size of the tuning's change, one more pass
+    each (analysis/noise.py).
     """
 
     limit: int | None = 200
@@ -73,8 +75,9 @@ class CompareOptions:
     nulls: tuple[Given, ...] = ()
     seeds: tuple[Given, ...] = ()
     knockout: bool = False
+    noise_band: int = 0
     progress: Progress | None = field(default=None, compare=False)
-    knocking: Progress | None = field(default=None, compare=False)
+    further: Progress | None = field(default=None, compare=False)
 
 
 def compare(
@@ -93,78 +96,71 @@ def compare(
     """
     options = CompareOptions() if options is None else options
     tuned = [tuned] if isinstance(tuned, Given) else list(tuned)
-    given = loaded([base, *tuned, *options.nulls, *options.seeds])
-    base = given[0]
-    stored = [model.model.dtype for model in given]
-    models = widened(given)
-    names = named(models)
-    roles = _roles(given, names, options)
+    cast = assembled([base, *tuned], options.nulls, options.seeds)
+    models, names = cast.models, cast.names
     options = replace(
         options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) - m.virtual for m in models))
     )
-    corpus = rendered(corpus, base.tokenizer)
+    corpus = rendered(corpus, models[0].tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
-    aids = _aids(given, salience, options)
+    aids = _aids(cast.given, salience, options)
     if salience is None:
         salience = () if options.probe else choose_salience(texts, aids)
     salience = tuple(dict.fromkeys(salience))
     selectors = [options.rows or row_selector(model, texts) for model in models[1:]]
     prepared = prepare(texts, models, Reading(selectors[0], salience, aids, options.max_length, options.seed))
-    unknown = unknown_share(prepared, base)
+    unknown = unknown_share(prepared, models[0])
     if unknown > MOST_UNKNOWN:
         raise CorpusError(
             f"{unknown:.0%} of the tokens of {corpus.name} are unknown to the tokenizer: the texts do not fit the model"
         )
-    floor = rounded(stored, models)
+    floor = cast.rounded()
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
-    arrays, sites = measure(subjects, prepared, measuring)
+    arrays, sites, reasons = measure(subjects, prepared, measuring)
     data, rounding = split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
-    kept = len(names) - len(options.seeds)  # what has an answer of its own
     if options.knockout and salience:
-        data = data.merge(_knocked_out(models[:kept], names[:kept], prepared, options))
-    tests = infer(data, roles=roles, sesoi=options.sesoi, seed=options.seed)
-    data, asked = data.isel(model=slice(kept)), dict(zip(names, given, strict=True))
-    virtual = virtual_tokens(data, given[:kept])
-    weights, heads = _weights(given[:kept], names[:kept])
-    beside = {name: model.adapter.adds for name, model in asked.items() if model.adapter is not None}
-    beside = {name: what for name, what in beside.items() if what is not None}
-    answers = _answers(data, tests, weights[~weights["model"].isin(beside)], roles, options)
-    passages = choose_passages(models[:kept], prepared, tests, options.passages, options.seed)
-    facts = provenance(asked, texts, prepared, {name: getattr(options, name) for name in OPTIONS}) | {
+        data = data.merge(_knocked_out(cast, prepared, options))
+    noise = _noise(cast, prepared, options) if options.noise_band and salience else None
+    tests = infer(data, roles=cast.roles, sesoi=options.sesoi, seed=options.seed, noise=noise)
+    data = data.isel(model=slice(cast.answered))  # a seed bears on another model's answer and has none of its own
+    virtual = virtual_tokens(data, cast.given[: cast.answered])
+    weights, heads = _weights(cast)
+    answers = _answers(data, tests, weights[~weights["model"].isin(cast.beside)], cast.roles, options)
+    passages = choose_passages(models[: cast.answered], prepared, tests, options.passages, options.seed)
+    facts = provenance(cast, texts, prepared, {name: getattr(options, name) for name in OPTIONS}) | {
         "aids": about_aids(aids),
-        "nulls": dict(roles.nulls),
-        "seeds": {name: list(more) for name, more in roles.seeds.items()},
         "rows": selectors[0],
         "rounding": rounding,
         "virtual_tokens": virtual,
         "warnings": [
-            *readers(names[:kept], selectors[: kept - 1]),
-            *beside_weights(beside),
+            *readers(names[: cast.answered], selectors[: cast.answered - 1]),
+            *beside_weights(cast.beside),
             *in_front(virtual),
-            *about_seeds(asked, roles),
-            *about_texts(base, texts, prepared, options.max_length),
+            *(f"{name} has no data: {reason}." for name, reason in reasons.items()),
+            *about_seeds(cast),
+            *about_texts(models[0], texts, prepared, options.max_length),
         ],
     }
     return Comparison(data, weights, heads, tests, answers, passages, facts)
 
 
-def _roles(given: Sequence[Checkpoint], names: Sequence[str], options: CompareOptions) -> Roles:
-    """What each model is for: the nulls and seeds that were asked for come last among the models."""
-    last = len(names) - len(options.seeds)
-    nulls = names[last - len(options.nulls) : last]
-    return roles_of(given, names, nulls, names[last:])
-
-
-def _knocked_out(
-    models: Sequence[Checkpoint], names: Sequence[str], prepared: Prepared, options: CompareOptions
-) -> xr.Dataset:
+def _knocked_out(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.Dataset:
     """What hiding the words of the headline definition does; each variable says of which outcome it speaks."""
-    asked = KnockoutOptions(batch_size=options.batch_size, seed=options.seed, progress=options.knocking)
-    found = knockout(models, prepared, asked).assign_coords(model=list(names))
+    asked = KnockoutOptions(batch_size=options.batch_size, seed=options.seed, progress=options.further)
+    names = cast.names[: cast.answered]
+    found = knockout(cast.models[: cast.answered], prepared, asked).assign_coords(model=names)
     for variable in found.data_vars.values():
         variable.attrs = dict(found.attrs)
     return found.drop_attrs(deep=False)
+
+
+def _noise(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.DataArray:
+    """Random weight noise of the size of each answer's change."""
+    models = dict(zip(cast.names, cast.models, strict=True))
+    tuned = {name: models[name] for name in cast.roles.answers}
+    asked = MeasureOptions(options.batch_size, options.memory, progress=options.further)
+    return noise_band(cast.models[0], tuned, prepared, draws=options.noise_band, options=asked)
 
 
 def _aids(given: Sequence[Checkpoint], salience: Sequence[str] | None, options: CompareOptions) -> Aids:
@@ -204,12 +200,12 @@ def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[S
     )
 
 
-def _weights(models: Sequence[Checkpoint], names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _weights(cast: Cast) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Change of every matrix and of every head's products, of each tuned model, from the weights as stored."""
     weights, heads = [], []
-    for model, name in zip(models[1:], names[1:], strict=True):
-        weights.append(weight_changes(models[0], model, spectra=False).assign(model=name))
-        heads.append(head_changes(models[0], model).assign(model=name))
+    for model, name in zip(cast.given[1 : cast.answered], cast.names[1 : cast.answered], strict=True):
+        weights.append(weight_changes(cast.given[0], model, spectra=False).assign(model=name))
+        heads.append(head_changes(cast.given[0], model).assign(model=name))
     return pd.concat(weights, ignore_index=True), pd.concat(heads, ignore_index=True)
 
 

@@ -15,7 +15,9 @@ COLUMNS = (
 ).split()
 
 
-def infer(data: xr.Dataset, *, roles: Roles, sesoi: float, seed: int) -> pd.DataFrame:
+def infer(
+    data: xr.Dataset, *, roles: Roles, sesoi: float, seed: int, noise: xr.DataArray | None = None
+) -> pd.DataFrame:
     """Every test of a comparison, one row each (columns: COLUMNS; layer and head count from 0, −1 means all).
 
     Families of two checkpoints (level A, n documents): "profile", D_l by layer with its simultaneous band and max-T p
@@ -23,8 +25,9 @@ def infer(data: xr.Dataset, *, roles: Roles, sesoi: float, seed: int) -> pd.Data
     divergence of the maps by layer, without p: it is never below 0, so 0 is no null; "focus head" and "entropy head",
     t intervals with BH. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
     D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "causal focus" and
-    "reliance" (`attnlens.analysis.knockout`), in the unit of their outcome. Models that are another's seed have no
-    rows of their own.
+    "reliance" (`attnlens.analysis.knockout`), in the unit of their outcome; "noise band", of `noise`
+    (`attnlens.analysis.noise`) the mean, least and largest D_l over n_seeds draws: a band to draw, no test. Models that
+    are another's seed have no rows of their own.
     """
     tables = []
     documents = data["document"].values
@@ -53,12 +56,17 @@ def infer(data: xr.Dataset, *, roles: Roles, sesoi: float, seed: int) -> pd.Data
                 _single(family, data[variable].sel(model=model).values, documents, seed=seed)
                 for family, variable in (("causal focus", "causal_focus"), ("reliance", "reliance"))
             ]
+        if noise is not None and model in noise["noised"]:
+            for name in data["salience"].values:
+                base = data["focus"].isel(model=0).sel(salience=name)
+                drawn = (noise.sel(noised=model, salience=name) - base).transpose("draw", "example", "layer", "head")
+                frames[str(name)].append(_drawn(_over_heads(drawn), documents))
         tables += [frame.assign(model=str(model), salience=name) for name, some in frames.items() for frame in some]
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
 
 def _over_heads(values: xr.DataArray) -> np.ndarray:
-    """(N, L): mean over the heads that have data."""
+    """(…, L): mean over the heads that have data."""
     return values.mean("head", skipna=True).values
 
 
@@ -109,6 +117,21 @@ def _over_seeds(values: np.ndarray, *, seed: int) -> pd.DataFrame:
     found = {name: getattr(band, name) for name in fields}
     row = {"family": "seeds", "layer": np.arange(values.shape[2]), "head": -1, "n": band.n_documents}
     return pd.DataFrame(row | found | dict.fromkeys(("p_equivalence", "effect_size"), np.nan))
+
+
+def _drawn(values: np.ndarray, documents: np.ndarray) -> pd.DataFrame:
+    """One row a layer: mean, least and largest over draws of the mean over documents. values (K, N, L).
+
+    One more draw lies between the least and the largest of K with probability (K − 1)/(K + 1).
+    """
+    means = document_means(np.moveaxis(values, 0, 1), documents)  # (D, K, L)
+    known = ~np.isnan(means).all((1, 2))
+    draws, layers = values.shape[0], values.shape[2]
+    profile = means[known].mean(0) if known.any() else np.full((draws, layers), np.nan)
+    rows = {"family": "noise band", "layer": np.arange(layers), "head": -1, "estimate": profile.mean(0)}
+    rows |= {"low": profile.min(0), "high": profile.max(0), "n": int(known.sum()), "n_seeds": draws}
+    untested = dict.fromkeys(("p", "p_adjusted", "p_equivalence", "effect_size"), np.nan)
+    return pd.DataFrame(rows | untested | {"level": (draws - 1) / (draws + 1)})
 
 
 def _divergence(values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:

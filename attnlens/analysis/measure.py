@@ -6,21 +6,41 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from attnlens.analysis.prepare import CONTROL, MATCHED, PER_DEFINITION, Batch, Prepared, assemble, plan
+from attnlens.analysis.prepare import (
+    CONTROL,
+    MARKED,
+    MATCHED,
+    PER_DEFINITION,
+    RANDOM,
+    SWAPPED,
+    Batch,
+    Prepared,
+    assemble,
+    plan,
+)
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
 from attnlens.checkpoints.virtual import GROUP
+from attnlens.core.agreement import agreement
 from attnlens.core.errors import CheckpointError
 from attnlens.core.pairs import PAIRS, Logits
 
-STATISTICS = ("entropy", "entropy_content", "mass")
-FOCUS = ("share", "log_odds", "received")
+ROWS = ("entropy", "entropy_normalized", "effective_keys", "entropy_content")
+STATISTICS = (*ROWS, "mass", "received_mean")
+# Those of marked words alone, and those of all columns of a definition.
+MARKED_ONLY = ("lift", "log_odds", "entropy_between", "share_value")
+FOCUS = (*MARKED_ONLY, "share", "received")
+# A head with more mean attention than this on a special or first key has a sink (Gu et al. 2025).
+SINK = 0.3
+# Received attention is a sum of hundreds of float32 weights: nearer scores are ties.
+TIE = 1e-6
 # Part files of a long run: one batch each until there would be more than this.
 MOST_PARTS = 256
 GIB = 2**30
@@ -51,15 +71,32 @@ class Subject:
     reference: bool
 
 
-def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> tuple[Arrays, list[Site]]:
+class Measured(NamedTuple):
+    """What `measure` found: arrays by name, the attention sites, and why a statistic is NaN where the model is why."""
+
+    arrays: Arrays
+    sites: list[Site]
+    reasons: dict[str, str]
+
+
+def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> Measured:
     """Row-averaged statistics of every model on every text, and the attention sites.
 
-    Arrays (M, N, L, H), with a last axis S for share, focus, log-odds and received attention; NaN where a text has no
-    data. Divergences (PAIRS) are NaN for a reference itself. Virtual tokens of a prompt are left out, and the
-    attention that is left among the text's own tokens is scaled to 1, so that base and tuned have the same keys; where
-    any model has some, `virtual_mass` is the attention on them.
+    Arrays (M, N, L, H), with a last axis S for all that is about marked words; NaN where a text has no data.
+    Divergences (PAIRS) are NaN for a reference itself. Virtual tokens of a prompt are left out, and the attention that
+    is left among the text's own tokens is scaled to 1, so that base and tuned have the same keys; where any model has
+    some, `virtual_mass` is the attention on them.
+
+    Exact for each text, because all are means over the same rows: entropy = entropy_between + spread within sinks,
+    marked and other words; and with G = mass / content_mass, Δmass = mean content_mass · ΔG + mean G · Δcontent_mass
+    (refocusing and sink release, METRICS 3.2), mean of base and tuned. A mean of row-wise G would not do that:
+    rows are not paired between models.
+
+    received_auroc, _ap and _precision say how well received attention picks the marked word pieces out of the content
+    (core/agreement.py). sink_census is 1 where some special or first key receives a mean weight over SINK from the
+    measured rows that see it, else 0: its mean is the share of heads with a sink; descriptive.
     """
-    found, weight = _first_look(subjects[0].checkpoint, prepared)
+    found, weight, reasons = _first_look(subjects[0].checkpoint, prepared)
     batches = plan(prepared, options.batch_size, options.memory * GIB / weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
@@ -84,7 +121,7 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
     names = [name for name in parts[0] if name not in ("example", "identity")]
     arrays = {name: np.concatenate([part[name] for part in parts], 1)[:, order] for name in names}
-    return arrays, found
+    return Measured(arrays, found, reasons)
 
 
 def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
@@ -102,15 +139,17 @@ def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[
     return digest.hexdigest()
 
 
-def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site], float]:
-    """The attention sites, and the bytes of queries and keys a token takes, from a pass over the shortest text."""
+def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site], float, dict[str, str]]:
+    """From a pass over the shortest text: the attention sites, the bytes of queries and keys a token takes, reasons."""
     shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
     batch = assemble(prepared, np.array([shortest]), checkpoint)
-    with torch.inference_mode(), checkpoint.active(), record(checkpoint.backbone, ("max_weight",), keep=True) as tape:
+    names = ("max_weight", *(("share_value",) if prepared.salience else ()))
+    recorder = record(checkpoint.backbone, names, groups=batch.columns, keep=True, without_virtual=True)
+    with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
     call = tape.only()
     weight = sum(tensor.numel() * tensor.element_size() for site in call.logits for tensor in (site.query, site.key))
-    return call.sites, weight / batch.ids.numel()
+    return call.sites, weight / batch.ids.numel(), call.reasons
 
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
@@ -121,7 +160,8 @@ def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarra
         of_models, kept = [], []
         for subject in subjects:
             batch = assemble(prepared, indices, subject.checkpoint)
-            arrays, logits = _reduce(subject, batch, len(prepared.salience), kept)
+            values, logits = _recorded(subject, batch, len(prepared.salience), kept)
+            arrays = _reduced(values, batch, prepared)
             if virtual:
                 arrays["virtual_mass"] = _virtual_mass(subject.checkpoint, batch, arrays["entropy"])
             of_models.append(arrays)
@@ -131,10 +171,10 @@ def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarra
     return {**part, "example": np.concatenate(group)}
 
 
-def _reduce(
+def _recorded(
     subject: Subject, batch: Batch, definitions: int, against: Sequence[Logits]
 ) -> tuple[Arrays, Sequence[Logits]]:
-    """One forward pass of one model, reduced to row means (B, L, H[, S]); the queries and keys of a reference."""
+    """One forward pass of one model: row means (B, L, H[, G]) by statistic; the queries and keys of a reference."""
     checkpoint = subject.checkpoint
     names = STATISTICS + (FOCUS if definitions else ()) + (() if subject.reference else tuple(PAIRS))
     recorder = record(
@@ -160,24 +200,48 @@ def _reduce(
             f"{checkpoint.name} gives NaN attention on {int(broken.sum())} texts: "
             "its weights or activations are not finite"
         )
-    result = {
-        "entropy": values["entropy"],
-        "entropy_content": values["entropy_content"],
-        "content_mass": values["mass"][..., 0],
-    }
+    return values, tape.only().logits
+
+
+def _reduced(values: Arrays, batch: Batch, prepared: Prepared) -> Arrays:
+    """The arrays of `measure` for one batch, (B, L, H[, S]), from what was recorded."""
+    result = {name: values[name] for name in ROWS} | {"content_mass": values["mass"][..., 0]}
     result |= {name: values.get(name, np.full_like(values["entropy"], np.nan)) for name in PAIRS}
-    if definitions:
-        marked, matched, control, random, swapped = (
-            values["share"][..., 1 + kind :: PER_DEFINITION] for kind in range(PER_DEFINITION)
-        )
-        result["mass"] = values["mass"][..., 1::PER_DEFINITION]
-        result |= {"share": marked, "share_matched": matched, "share_control": control, "focus": matched - control}
-        result |= {"share_random": random, "share_swapped": swapped}
-        result["log_odds"] = values["log_odds"][..., 1::PER_DEFINITION]
-        received = _over_keys(values["received"], batch.columns.cpu().numpy().astype(np.float64))
-        for kind, name in enumerate(("received", "received_matched", "received_control")):
-            result[name] = received[..., 1 + kind :: PER_DEFINITION]
-    return result, tape.only().logits
+    result["sink_census"] = _sink_census(values["received_mean"], batch, prepared)
+    if not prepared.salience:
+        return result
+
+    def of(array: np.ndarray, kind: int) -> np.ndarray:
+        return array[..., 1 + kind :: PER_DEFINITION]
+
+    for name in ("mass", "share", *MARKED_ONLY):
+        result[name] = of(values[name], MARKED)
+    for kind, name in ((MATCHED, "matched"), (CONTROL, "control"), (RANDOM, "random"), (SWAPPED, "swapped")):
+        result[f"share_{name}"] = of(values["share"], kind)
+    result["focus"] = result["share_matched"] - result["share_control"]
+    columns = batch.columns.cpu().numpy().astype(np.float64)
+    received = _over_keys(values["received"], columns)
+    for kind, name in ((MARKED, "received"), (MATCHED, "received_matched"), (CONTROL, "received_control")):
+        result[name] = of(received, kind)
+    marked = of(columns, MARKED).transpose(0, 2, 1)[:, None, None]  # (B, 1, 1, S, K)
+    content = columns[:, None, None, None, :, 0] > 0
+    ranks = agreement(values["received"][..., None, :], marked, content, tie=TIE)
+    names = ("received_auroc", "received_ap", "received_precision")
+    return result | dict(zip(names, ranks, strict=True))
+
+
+def _sink_census(mean: np.ndarray, batch: Batch, prepared: Prepared) -> np.ndarray:
+    """(B, L, H): 1 where a special or the first key receives more than SINK of a row on average, else 0.
+
+    mean: (B, L, H, K); NaN where no measured row sees such a key.
+    """
+    sinks = np.zeros((len(batch.indices), mean.shape[-1]), dtype=bool)
+    for text, index in enumerate(batch.indices):
+        special = prepared.encodings[index].special
+        sinks[text, : len(special)] = special
+        sinks[text, 0] = True
+    most = np.where(sinks[:, None, None] & ~np.isnan(mean), mean, -1.0).max(-1)
+    return np.where(most >= 0, most > SINK, np.nan)
 
 
 def _virtual_mass(checkpoint: Checkpoint, batch: Batch, like: np.ndarray) -> np.ndarray:

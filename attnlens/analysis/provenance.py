@@ -9,7 +9,8 @@ import torch
 import xarray as xr
 
 from attnlens.analysis.prepare import SELECTORS, Prepared, salience_warnings
-from attnlens.analysis.roles import Roles, held_out_otherwise
+from attnlens.analysis.roles import held_out_otherwise
+from attnlens.analysis.subjects import Cast
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.salience import Aids
 from attnlens.text.align import Encoded, words
@@ -18,12 +19,12 @@ from attnlens.text.corpus import Corpus
 VERSIONS = ("attnlens", "torch", "transformers", "numpy", "scipy", "xarray")
 
 
-def provenance(
-    models: Mapping[str, Checkpoint], texts: Corpus, prepared: Prepared, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def provenance(cast: Cast, texts: Corpus, prepared: Prepared, options: Mapping[str, Any]) -> dict[str, Any]:
     """Where the numbers come from; no home directory, host or user in it."""
     return {
-        "models": [{"name": name, **_history(model)} for name, model in models.items()],
+        "models": [{"name": name, **_history(model)} for name, model in zip(cast.names, cast.given, strict=True)],
+        "nulls": dict(cast.roles.nulls),
+        "seeds": {name: list(more) for name, more in cast.roles.seeds.items()},
         "data": {
             "name": texts.name,
             "sha256": texts.checksum,
@@ -33,7 +34,7 @@ def provenance(
         "salience": prepared.facts,
         "options": dict(options),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
-        "device": str(next(iter(models.values())).model.device.type),
+        "device": str(cast.given[0].model.device.type),
         "threads": torch.get_num_threads(),
     }
 
@@ -123,12 +124,12 @@ def _is_cut(text: str, encoded: Encoded) -> bool:
     return last >= 0 and bool((encoded.word_of != last).all())
 
 
-def about_seeds(models: Mapping[str, Checkpoint], roles: Roles) -> list[str]:
+def about_seeds(cast: Cast) -> list[str]:
     """A line for each training whose runs held out other rows: what is new to one may be learned by another."""
+    records = {name: model.provenance.get("training") for name, model in zip(cast.names, cast.given, strict=True)}
     found = []
-    for first, others in roles.seeds.items():
-        record = models[first].provenance.get("training")
-        apart = [name for name in others if held_out_otherwise(record, models[name].provenance.get("training"))]
+    for first, others in cast.roles.seeds.items():
+        apart = [name for name in others if held_out_otherwise(records[first], records[name])]
         if apart:
             found.append(
                 f"{', '.join(apart)} held out other rows than {first} did, and may have learned some of these texts: "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnlens.checkpoints.tensors import Pair, Tensors
+from attnlens.checkpoints.tensors import Pair, Tensors, layer_of, module_of
 from attnlens.core.circuits import Factors, output_value, query_key
 
 ROLES = ("query", "key", "value", "output", "query+key+value")
@@ -36,8 +36,19 @@ def sites(pairs: Iterable[Pair]) -> dict[str, dict[str, Pair]]:
     for matched in pairs:
         place = SITE.match(matched.matrix)
         if matched.module in ROLES and matched.layer >= 0 and place:
-            found.setdefault(place[1].rstrip("."), {})[f"{matched.module}.{place[2]}"] = matched
+            found.setdefault(site_of(matched.matrix), {})[f"{matched.module}.{place[2]}"] = matched
     return found
+
+
+def site_of(name: str) -> str:
+    """The attention module to which a weight or bias of this name belongs; "" if it is none of an attention."""
+    place = SITE.match(name)
+    return place[1].rstrip(".") if place else ""
+
+
+def is_output(name: str) -> bool:
+    """Whether a weight of this name is the output projection of an attention in a block."""
+    return module_of(name) == "output" and layer_of(name) >= 0
 
 
 def circuits(

@@ -48,11 +48,14 @@ def attention(
     if exact:
         result = _original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     else:
-        output = sessions[0].measure(module, query, key, value, scores)
+        output = sessions[0].measure(module, query, key, value, scores, True)
         assert output is not None
         result = output.transpose(1, 2).contiguous(), None
     for session in sessions if exact else sessions[1:]:
-        session.measure(module, query, key, None, scores)
+        session.measure(module, query, key, value, scores, False)
+    for session in sessions:
+        if session.values is not None:
+            session.values.gave(result[0])
     return result
 
 
@@ -134,6 +137,8 @@ class record:  # a verb in lower case, like torch.no_grad
     without_virtual: leave virtual tokens out, as rows and as keys; the attention that is left among the text's own
         tokens is scaled to 1, and the tape's axes are those of the text.
 
+    share_value reads the output projection; where it is not known, or is given something else than what the attention
+    gave, it is NaN, and `call.reasons` says why.
     Otherwise virtual tokens of prompt and prefix tuning stand in front of the tape's axes; groups and rows are of the
     text alone.
     In an encoder–decoder groups mark the tokens of the text that is read and rows those of the text that reads; where

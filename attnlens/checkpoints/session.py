@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from attnlens.checkpoints.switch import configs_of, lock, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
+from attnlens.checkpoints.values import NAME as SHARE_VALUE
+from attnlens.checkpoints.values import Values
 from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
@@ -61,6 +63,7 @@ class Session:
         self.modules = dict(self.root.named_modules(remove_duplicate=True))
         self.sites = {id(module): name for name, module in self.modules.items()}
         self.hooks: list[Any] = []
+        self.values = Values(self.modules) if SHARE_VALUE in self.names else None
         # Those that take the batch's masks: an encoder–decoder alone knows which of the two is whose.
         models = [module for module in self.modules.values() if isinstance(module, PreTrainedModel)]
         pairs = [model for model in models if "decoder_input_ids" in inspect.signature(model.forward).parameters]
@@ -90,6 +93,8 @@ class Session:
         """Undo `open`, whatever happened in between."""
         for hook in self.hooks:
             hook.remove()
+        if self.values is not None:
+            self.values.close()
         with lock:
             for module in self.modules.values():
                 left = tuple(other for other in module.__dict__[SLOT] if other is not self)
@@ -137,6 +142,8 @@ class Session:
     def end(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Post-hook of the root, also after an exception: only a complete call is kept."""
         if output is not None and self.call is not None:
+            if self.values is not None:
+                self.values.settle(self.call)
             self.tape.calls.append(self.call)
         self.call = None
 
@@ -148,9 +155,9 @@ class Session:
         return self.heads is None and selected and not asked and not self.virtual
 
     def measure(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores, output: bool
     ) -> Tensor | None:
-        """Statistics of one attention onto the tape; its output too if v is given."""
+        """Statistics of one attention onto the tape; its output too if it is wanted."""
         call = self.call
         assert call is not None
         call.seen += 1
@@ -161,16 +168,20 @@ class Session:
             query, key, scores = of_text(query, key, scores, self.virtual)
         self._check(site, query, key)
         queries = self._queries(site, query)
+        norms = None
+        if self.values is not None:
+            norms = self.values.norms(site.name, len(call.sites), value[:, :, self.virtual :], query.shape[1])
         if self.heads is not None:
             query, key, scores = _only(self.heads, query, key, scores)
-        logits, output = Logits(query.detach(), key.detach(), _detached(scores)), None
+            norms = None if norms is None else norms[:, self.heads]
+        logits, attended = Logits(query.detach(), key.detach(), _detached(scores)), None
         if self.names == (MAP,):
             weights = dense_map(*logits).weights[..., : key.shape[2]]
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
         else:
-            wanted = Wanted(self.names, self.groups, queries)
-            value = None if value is None else value.detach()
-            output, results = attend(logits.query, logits.key, value, logits.scores, wanted)
+            wanted = Wanted(self.names, self.groups, queries, norms)
+            taken = value.detach() if output else None
+            attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
         if "distance" in results and site.kind == "cross":
             results["distance"].fill_(torch.nan)  # positions in two texts
         if self.pairs:
@@ -185,7 +196,7 @@ class Session:
                 result, count = _row_mean(result, self.rows.to(result))
                 call.counts.setdefault(name, []).append(count)
             call.values.setdefault(name, []).append(result)
-        return output
+        return attended
 
     def _site(self, module: nn.Module, call: Call) -> Site:
         """Where this attention stands in the model."""

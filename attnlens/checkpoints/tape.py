@@ -23,13 +23,15 @@ class Site(NamedTuple):
 class Call:
     """One forward pass: its sites in order, and for each statistic one tensor a site, without the layer axis.
 
-    logits: queries and keys of each site, where `record` was asked to keep them.
+    logits: queries and keys of each site, where `record` was asked to keep them. reasons: why a statistic is NaN
+    in some sites, where the model is why.
     """
 
     sites: list[Site] = field(default_factory=list)
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     counts: dict[str, list[Tensor]] = field(default_factory=dict)
     logits: list[Logits] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
     seen: int = 0
 
     def __getitem__(self, name: str) -> Tensor:
@@ -102,5 +104,5 @@ class Tape:
                 for table in (call.values, call.counts)
             )
             logits = [call.logits[i] for i in keep] if call.logits else []
-            calls.append(Call([call.sites[i] for i in keep], values, counts, logits, call.seen))
+            calls.append(Call([call.sites[i] for i in keep], values, counts, logits, call.reasons, call.seen))
         return Tape(calls)

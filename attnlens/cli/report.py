@@ -49,6 +49,7 @@ def report(
     knockout: Annotated[
         bool, typer.Option("--knockout", help="Hide the marked words from attention: do the outputs rely on them?")
     ] = False,
+    noise_band: Annotated[int, typer.Option(min=0, help="Draws of random weight noise to set beside; 19 will do.")] = 0,
     no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -70,7 +71,7 @@ def report(
         label=label_column,
         document=document_column,
     )
-    with terminal.progress("Measuring", "Hiding words") as (measuring, hiding):
+    with terminal.progress("Measuring", "Further passes") as (measuring, further):
         options = ReportOptions(
             data=data,
             output=output,
@@ -93,8 +94,9 @@ def report(
             null=tuple(null or ()),
             seeds=tuple(seeds or ()),
             knockout=knockout,
+            noise_band=noise_band,
             progress=measuring,
-            knocking=hiding,
+            further=further,
             announce=terminal.announce,
         )
         result = run_report(checkpoints, options)

@@ -58,8 +58,8 @@ class Groups(NamedTuple):
         return weights, content
 
     def indicators(self) -> Tensor:
-        """Bool (B, G): columns of 0 and 1 within the content, for which the log-odds is defined."""
-        binary = ((self.weights == 0) | (self.weights == 1)).all(1)
+        """Bool (B, G): columns of 0 and 1 within the content, not all 0: they split the content in two."""
+        binary = ((self.weights == 0) | (self.weights == 1)).all(1) & self.weights.any(1)
         return binary & (self.weights <= self.content[..., None]).all(1)
 
 
@@ -67,7 +67,7 @@ def needed(groups: Groups | None) -> Groups:
     """The groups, or an error where a statistic needs them and none were given."""
     if groups is None:
         raise ShapeError(
-            "mass, share, log_odds and entropy_content need groups: pass integers (B, K) or weights (B, K, G)"
+            "mass, share, log_odds and all about content need groups: pass integers (B, K) or weights (B, K, G)"
         )
     return groups
 
@@ -79,6 +79,7 @@ class AttentionMap:
     weights (B, H, Q, K); visible (B, H, Q, K) bool; lse (B, H, Q) or None; groups or None.
     queries (B, Q) bool: rows that carry data (no padding). A learned null key may stand as a last column: `null`.
     logits (B, H, Q, K) or None: log-weights up to a constant of the row, also where a float holds no weight.
+    norms (B, H, K) or None: ‖f(x_j)‖ of core/flow.py, how long a vector each key would write with all of the weight.
     """
 
     weights: Tensor
@@ -88,6 +89,7 @@ class AttentionMap:
     groups: Groups | None = None
     null: bool = False
     logits: Tensor | None = None
+    norms: Tensor | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -103,6 +105,11 @@ class AttentionMap:
     def content(self) -> Tensor:
         """(B, 1, 1, K) content indicator; the null key is none."""
         return needed(self.groups).columns(self.weights, self.null)[1][:, None, None]
+
+    @property
+    def indicators(self) -> Tensor:
+        """(B, 1, 1, G) bool: the columns that split the content in two."""
+        return needed(self.groups).indicators()[:, None, None].to(self.weights.device)
 
     @property
     def logs(self) -> Tensor:
@@ -218,6 +225,35 @@ def share(attention: AttentionMap) -> Tensor:
     return torch.where(seen > 0, attention.content_weights @ attention.group_weights, torch.nan)
 
 
+@statistic(axes="group", unit="times uniform", low=0.0, high=float, reference="METRICS 3.1")
+def lift(attention: AttentionMap) -> Tensor:
+    """m_g·n_i / n_g over all visible keys: mean attention on a key of the group, over that on any; 1 if uniform.
+
+    Of soft columns n_g is the sum of the visible weights. No data in rows that see none of the group. Not corrected for
+    sinks or position: see `share`. [1/2, 1/4, 1/4] with group {1, 2} → (1/2)·3/2 = 3/4.
+    """
+    seen = attention.visible.to(attention.weights) @ attention.group_weights
+    return torch.where(seen > 0, mass(attention) * attention.keys[..., None] / seen, torch.nan)
+
+
+@statistic(axes="group", unit="share of content", low=0.0, high=lambda n: 1.0, reference="Kobayashi et al. 2020")
+def share_value(attention: AttentionMap) -> Tensor:
+    """Σ_g α‖f‖ / Σ_content α‖f‖: the share of what a row takes over from content, in lengths of vectors (METRICS 3.7).
+
+    f(x_j) is the value of key j behind the head's slice of the output projection. No data where `share` has none, and
+    where all visible vectors of content are 0. [1/2, 1/4, 1/4] with norms [1, 2, 4] and group {2} of content {0, 1, 2}
+    → 1/(1/2 + 1/2 + 1) = 1/2.
+    """
+    if attention.norms is None:
+        raise ShapeError("share_value needs norms of the transformed values: core.flow.value_norms gives them")
+    norms = attention.norms.to(attention.weights)[:, :, None]
+    if attention.null:  # it has no value
+        norms = torch.cat([norms, norms.new_zeros(*norms.shape[:3], 1)], -1)
+    lengths = attention.content_weights * norms
+    total = lengths.sum(-1, keepdim=True)
+    return torch.where((total > 0) & ~share(attention).isnan(), lengths @ attention.group_weights / total, torch.nan)
+
+
 @statistic(axes="group", unit="nats", low=-math.inf, high=lambda n: math.inf, reference="METRICS 3.3")
 def log_odds(attention: AttentionMap) -> Tensor:
     """λ_g = (L_g − log n_g) − (L_O − log n_O) with O the rest of the content; 0 for uniform rows.
@@ -235,8 +271,7 @@ def log_odds(attention: AttentionMap) -> Tensor:
         count = part.sum(-2, dtype=logs.dtype)
         mean = torch.where(part, logs, -torch.inf).logsumexp(-2) - count.log()
         sides.append(torch.where(count > 0, mean, torch.nan))
-    valid = needed(attention.groups).indicators()[:, None, None].to(logs.device)
-    return torch.where(valid, sides[0] - sides[1], torch.nan)
+    return torch.where(attention.indicators, sides[0] - sides[1], torch.nan)
 
 
 @statistic(axes="row", unit="share of log n", low=0.0, high=lambda n: 1.0, reference="METRICS 4")
@@ -247,12 +282,40 @@ def entropy_content(attention: AttentionMap) -> Tensor:
     return torch.where(count > 1, rows / count.clamp(min=2).log(), torch.nan)
 
 
+@statistic(axes="group", unit="nats", low=0.0, high=lambda n: math.log(3), reference="METRICS 4")
+def entropy_between(attention: AttentionMap) -> Tensor:
+    """H(m_K, m_g, m_O): entropy of where the attention goes, sinks, group or other content, whichever key it is there.
+
+    What is left of `entropy` is spread within the three, Σ m·H: entropy = between + within, exactly, in every row,
+    also one that sees none of the group. NaN in texts without the group, and for columns that are not 0/1 within the
+    content: a soft column is no part of the keys, and the identity fails. [1/2, 1/4, 1/4] with sink {0}, group {1} and
+    other {2} → 1.0397, all between.
+    """
+    inside = attention.group_weights
+    content = attention.content.mT  # (B, 1, K, 1)
+    parts = (inside, content - inside, 1 - content)
+    group, other, sinks = (torch.special.entr(attention.weights @ part) for part in parts)
+    return torch.where(attention.indicators, group + other + sinks, torch.nan)
+
+
 @statistic(axes="key", unit="times uniform", low=0.0, high=lambda n: math.inf, reference="METRICS 3.5")
 def received(attention: AttentionMap) -> Tensor:
     """R̃_j = Σ_i p_ij / Σ_{i: j visible} 1/n_i: attention a key receives; 1 for every key under uniform attention."""
     valid = attention.queries[:, None, :, None]
     uniform = torch.where(attention.visible & valid, 1.0 / attention.keys.clamp(min=1)[..., None], 0.0).sum(-2)
     total = (attention.weights * valid).sum(-2) / torch.where(uniform > 0, uniform, torch.nan)
+    return total[..., :-1] if attention.null else total
+
+
+@statistic(axes="key", unit="share", low=0.0, high=lambda n: 1.0, reference="Gu et al. 2025")
+def received_mean(attention: AttentionMap) -> Tensor:
+    """R_j = Σ_i p_ij / #{i: j visible}: mean attention on a key of the rows that see it. Says who is a sink.
+
+    Rows [1/2, 1/2] and [1/4, 3/4] → 3/8 and 5/8. Under a causal mask even uniform rows favour early keys: `received`.
+    """
+    valid = attention.queries[:, None, :, None]
+    count = (attention.visible & valid).sum(-2, dtype=attention.weights.dtype)
+    total = (attention.weights * valid).sum(-2) / torch.where(count > 0, count, torch.nan)
     return total[..., :-1] if attention.null else total
 
 
@@ -290,7 +353,13 @@ def check_attention(attention: AttentionMap) -> None:
 
 
 def dense_map(
-    query: Tensor, key: Tensor, scores: Scores, *, groups: Groups | None = None, queries: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    scores: Scores,
+    *,
+    groups: Groups | None = None,
+    queries: Tensor | None = None,
+    norms: Tensor | None = None,
 ) -> AttentionMap:
     """The whole map of q (B, H, Q, D) and k (B, H_kv, K, D): O(Q·K) memory, for reference and for the eye."""
     scores.check(query, key)
@@ -314,4 +383,4 @@ def dense_map(
     weights = logits.softmax(-1).masked_fill(~visible, 0.0)
     valid = torch.ones(texts, rows, dtype=torch.bool, device=query.device) if queries is None else queries
     lse = logits.logsumexp(-1) + shift[..., 0]
-    return AttentionMap(weights, visible, valid, lse, groups, scores.sinks is not None, logits)
+    return AttentionMap(weights, visible, valid, lse, groups, scores.sinks is not None, logits, norms)

@@ -28,9 +28,21 @@ from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.record import recorded_columns, recorded_corpus
 
-KEYED = ("salience", "limit", "max_length", "batch_size", "rows", "memory", "seed", "text", "device", "knockout")
-# Options that a command line does not repeat: they change how a run goes, not what it finds.
-UNSAID = ("force", "names", "notes", "progress", "knocking", "announce")
+KEYED = (
+    "salience",
+    "limit",
+    "max_length",
+    "batch_size",
+    "rows",
+    "memory",
+    "seed",
+    "text",
+    "device",
+    "knockout",
+    "noise_band",
+)
+SHARED = ("limit", "max_length", "batch_size", "rows", "memory", "seed", "knockout", "noise_band", "further")
+UNSAID = ("force", "names", "notes", "progress", "further", "announce")
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class ReportOptions:
     that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
     encoder: a third model. text: keep example texts in the report. null, seeds: CompareOptions' nulls and seeds, by
     folder. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must say
-    first. progress, knocking: called with (texts done, all texts). announce: called with a line when the work begins.
+    first. progress, further: called with (texts done, all texts). announce: called with a line when the work begins.
     The rest is CompareOptions.
     """
 
@@ -66,15 +78,16 @@ class ReportOptions:
     null: tuple[str | Path, ...] = ()
     seeds: tuple[str | Path, ...] = ()
     knockout: bool = False
+    noise_band: int = 0
     force: bool = False
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
-    knocking: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+    further: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
     announce: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
-        for name, least in {"limit": 1, "max_length": 3, "batch_size": 1, "seed": 0}.items():
+        for name, least in {"limit": 1, "max_length": 3, "batch_size": 1, "seed": 0, "noise_band": 0}.items():
             value = getattr(self, name)
             if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
                 raise AttnlensError(f"{name} must be a whole number of at least {least}; got {value!r}")
@@ -152,12 +165,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
             corpus=texts.corpus,
             salience=options.salience,
             options=CompareOptions(
-                limit=options.limit,
-                max_length=options.max_length,
-                batch_size=options.batch_size,
-                rows=options.rows,
-                memory=options.memory,
-                seed=options.seed,
+                **{name: getattr(options, name) for name in SHARED},
                 background=texts.background,
                 lexicon=lexicon,
                 encoder=encoder,
@@ -166,9 +174,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
                 probe=texts.probe,
                 nulls=tuple(models[lineup.tuned + 1 : len(models) - len(options.seeds)]),
                 seeds=tuple(models[len(models) - len(options.seeds) :]),
-                knockout=options.knockout,
                 progress=progress,
-                knocking=options.knocking,
             ),
         )
         comparison = nulls_named(comparison)

@@ -196,8 +196,8 @@ def test_missing_parts_are_measured_again_and_the_rest_is_kept(
     parts[1].unlink()
     parts[4].unlink()
     calls = []
-    reduce = measure._reduce
-    monkeypatch.setattr(measure, "_reduce", lambda *args: calls.append(args[0].checkpoint.name) or reduce(*args))
+    recorded = measure._recorded
+    monkeypatch.setattr(measure, "_recorded", lambda *args: calls.append(args[0].checkpoint.name) or recorded(*args))
     resumed = compare(base, tuned, corpus=corpus, salience=("spans", "textrank"), options=options)
     assert calls == ["base", "tuned"] * 2
     pd.testing.assert_frame_equal(resumed.tests, comparison.tests)

