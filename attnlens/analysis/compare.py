@@ -11,7 +11,7 @@ from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
 from attnlens.analysis.knockout import KnockoutOptions, knockout
 from attnlens.analysis.ladder import Case
-from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
+from attnlens.analysis.measure import MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.noise import noise_band
 from attnlens.analysis.passages import choose_passages
 from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
@@ -20,6 +20,7 @@ from attnlens.analysis.provenance import (
     about_seeds,
     about_texts,
     beside_weights,
+    gaps,
     in_front,
     provenance,
     readers,
@@ -28,9 +29,9 @@ from attnlens.analysis.provenance import (
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.roles import Roles
 from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
+from attnlens.analysis.variables import dataset
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint, load, longest_input
-from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import AttnlensError, CorpusError
 from attnlens.salience import DEFINITIONS, Aids
 from attnlens.salience.encoder import weights_of
@@ -38,6 +39,12 @@ from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
 
 MOST_UNKNOWN = 0.10
+KNOCKED_OUT = {
+    "knockout_effect": "what hiding the marked words costs",
+    "knockout_control": "what hiding as many ordinary words costs",
+    "causal_focus": "what hiding the marked words costs beyond ordinary ones",
+    "reliance": "causal focus beyond that of the base",
+}
 OPTIONS = ("limit", "max_length", "batch_size", "seed", "sesoi", "probe", "knockout", "noise_band")
 
 
@@ -118,7 +125,7 @@ def compare(
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
     arrays, sites, reasons = measure(subjects, prepared, measuring)
-    data, rounding = split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
+    data, rounding = split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     if options.knockout and salience:
         data = data.merge(_knocked_out(cast, prepared, options))
     noise = _noise(cast, prepared, options) if options.noise_band and salience else None
@@ -137,7 +144,7 @@ def compare(
             *readers(names[: cast.answered], selectors[: cast.answered - 1]),
             *beside_weights(cast.beside),
             *in_front(virtual),
-            *(f"{name} has no data: {reason}." for name, reason in reasons.items()),
+            *gaps(names, reasons),
             *about_seeds(cast),
             *about_texts(models[0], texts, prepared, options.max_length),
         ],
@@ -150,8 +157,9 @@ def _knocked_out(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.
     asked = KnockoutOptions(batch_size=options.batch_size, seed=options.seed, progress=options.further)
     names = cast.names[: cast.answered]
     found = knockout(cast.models[: cast.answered], prepared, asked).assign_coords(model=names)
-    for variable in found.data_vars.values():
-        variable.attrs = dict(found.attrs)
+    told = {name: found.attrs[name] for name in ("salience", "outcome", "unit", "reason")}
+    for name, title in KNOCKED_OUT.items():
+        found[name].attrs = told | {"long_name": title, "units": found.attrs["unit"]}
     return found.drop_attrs(deep=False)
 
 
@@ -177,27 +185,6 @@ def _aids(given: Sequence[Checkpoint], salience: Sequence[str] | None, options: 
     tested = tuple(dict.fromkeys(weights for model in given for weights in weights_of(model)))
     encoder = encoder if isinstance(encoder, Checkpoint) else load(encoder)
     return Aids(background, options.lexicon, encoder, tested)
-
-
-def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[Site]) -> xr.Dataset:
-    """Arrays with their labels."""
-    dims = ("model", "example", "layer", "head", "salience")
-    salience = {"salience": list(prepared.salience)} if prepared.salience else {}
-    examples = prepared.examples
-    return xr.Dataset(
-        {name: (dims[: values.ndim], values) for name, values in arrays.items()},
-        coords={
-            "model": names,
-            "id": ("example", [example.id for example in examples]),
-            "document": ("example", [example.document for example in examples]),
-            "label": ("example", [example.label or "" for example in examples]),
-            "tokens": ("example", [len(encoded.ids) for encoded in prepared.encodings]),
-            "stack": ("layer", [site.stack for site in sites]),
-            "kind": ("layer", [site.kind for site in sites]),
-            "number": ("layer", [site.number for site in sites]),
-            **salience,
-        },
-    )
 
 
 def _weights(cast: Cast) -> tuple[pd.DataFrame, pd.DataFrame]:

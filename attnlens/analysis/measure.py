@@ -26,7 +26,7 @@ from attnlens.analysis.prepare import (
 )
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
-from attnlens.checkpoints.tape import Site
+from attnlens.checkpoints.tape import Call, Site
 from attnlens.checkpoints.virtual import GROUP
 from attnlens.core.agreement import agreement
 from attnlens.core.errors import CheckpointError
@@ -72,11 +72,11 @@ class Subject:
 
 
 class Measured(NamedTuple):
-    """What `measure` found: arrays by name, the attention sites, and why a statistic is NaN where the model is why."""
+    """What `measure` found: arrays by name, the attention sites, and of each model why a statistic is NaN in a site."""
 
     arrays: Arrays
     sites: list[Site]
-    reasons: dict[str, str]
+    reasons: list[dict[str, str]]
 
 
 def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> Measured:
@@ -96,8 +96,8 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     (core/agreement.py). sink_census is 1 where some special or first key receives a mean weight over SINK from the
     measured rows that see it, else 0: its mean is the share of heads with a sink; descriptive.
     """
-    found, weight, reasons = _first_look(subjects[0].checkpoint, prepared)
-    batches = plan(prepared, options.batch_size, options.memory * GIB / weight)
+    looks = [_first_look(subject.checkpoint, prepared) for subject in subjects]
+    batches = plan(prepared, options.batch_size, options.memory * GIB / _weight(looks[0]))
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
     identity = None
@@ -121,7 +121,7 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
     names = [name for name in parts[0] if name not in ("example", "identity")]
     arrays = {name: np.concatenate([part[name] for part in parts], 1)[:, order] for name in names}
-    return Measured(arrays, found, reasons)
+    return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
 
 
 def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
@@ -139,17 +139,21 @@ def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[
     return digest.hexdigest()
 
 
-def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site], float, dict[str, str]]:
-    """From a pass over the shortest text: the attention sites, the bytes of queries and keys a token takes, reasons."""
+def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Call:
+    """A pass over the shortest text: the attention sites, queries and keys, and why a statistic will be NaN."""
     shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
     batch = assemble(prepared, np.array([shortest]), checkpoint)
     names = ("max_weight", *(("share_value",) if prepared.salience else ()))
     recorder = record(checkpoint.backbone, names, groups=batch.columns, keep=True, without_virtual=True)
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
         checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
-    call = tape.only()
-    weight = sum(tensor.numel() * tensor.element_size() for site in call.logits for tensor in (site.query, site.key))
-    return call.sites, weight / batch.ids.numel(), call.reasons
+    return tape.only()
+
+
+def _weight(look: Call) -> float:
+    """Bytes of queries and keys a token takes in all sites together."""
+    kept = [tensor for site in look.logits for tensor in (site.query, site.key)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept) / look.logits[0].query.shape[2]
 
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
@@ -182,7 +186,8 @@ def _recorded(
         names,
         groups=batch.columns,
         rows=batch.rows,
-        # Matched words and their controls are compared on the rows that see both.
+        # Matched words and their controls are compared on the rows that see any of them: looking back, the rows
+        # between two of them see the earlier one alone, and a mean without those would take nearness for focus.
         together=tuple(
             (start + MATCHED, start + CONTROL) for start in range(1, PER_DEFINITION * definitions, PER_DEFINITION)
         ),

@@ -98,6 +98,18 @@ def in_front(virtual: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def gaps(names: Sequence[str], reasons: Sequence[dict[str, str]]) -> list[str]:
+    """Statistics that some layers of a model have not, and why; models with one reason in one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model, given in zip(names, reasons, strict=False):  # behind the named models stands the rounded pair
+        for item in given.items():
+            found.setdefault(item, []).append(model)
+    return [
+        f"{statistic} has no data in some layers of {', '.join(models)}: {reason}."
+        for (statistic, reason), models in found.items()
+    ]
+
+
 def about_texts(base: Checkpoint, texts: Corpus, prepared: Prepared, max_length: int) -> list[str]:
     """What page one must say about the data."""
     found = []
