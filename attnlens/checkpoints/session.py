@@ -190,21 +190,8 @@ class Session:
         if self.keep:
             call.logits.append(_copied(logits))
         for name, result in results.items():
-            self._tape(call, name, result)
+            _put(self, call, name, result)
         return attended
-
-    def _tape(self, call: Call, name: str, result: Tensor) -> None:
-        """Put one statistic of one site on the tape: its rows, or their means."""
-        axes = STATISTICS[name].axes if name in STATISTICS else None
-        if axes == "group" and name not in self.columns:
-            result = _together(result, self.together)
-        if self.rows is not None and name != MAP and axes != "key":
-            rows = self.rows
-            if rows.ndim == 3 and name in self.columns:
-                rows = rows[..., list(self.columns[name])]
-            result, count = _row_mean(result, rows.to(result))
-            call.counts.setdefault(name, []).append(count)
-        call.values.setdefault(name, []).append(result)
 
     def _site(self, module: nn.Module, call: Call) -> Site:
         """Where this attention stands in the model."""
@@ -305,13 +292,26 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
     return query[:, heads], key[:, [head // repeats for head in heads]], chosen
 
 
+def _put(session: Session, call: Call, name: str, result: Tensor) -> None:
+    """One statistic of one site onto the tape: its rows, or their means."""
+    rows, some = session.rows, session.columns.get(name)
+    if name == "share" and some is None:
+        result = _together(result, session.together)
+    if rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
+        if rows.ndim == 3 and some is not None:
+            rows = rows[..., list(some)]
+        result, count = _row_mean(result, rows.to(result))
+        call.counts.setdefault(name, []).append(count)
+    call.values.setdefault(name, []).append(result)
+
+
 def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Values (B, H, Q, G) that are NaN in all columns of a set where they are in one."""
-    holes = values.isnan()
+    """Shares (B, H, Q, G) that are 0 where only other columns of their set are seen, NaN where none is."""
+    unseen = values.isnan()
     for some in columns:
-        hole = holes[..., some].any(-1)
+        none = unseen[..., list(some)].all(-1)
         for column in some:
-            values[..., column].masked_fill_(hole, torch.nan)
+            values[..., column].masked_fill_(unseen[..., column] & ~none, 0.0)
     return values
 
 
