@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from attnlens.analysis import evidence
+from attnlens.analysis import evidence, hidden
 from attnlens.analysis.inference import infer
 from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.passages import choose_passages
@@ -225,6 +225,8 @@ def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Data
     shift = abs((data.isel(model=-1) - data.isel(model=-2)).mean("head").mean("example"))
     sizes = {name: float(shift[name].max()) for name in ("focus", "entropy", "entropy_content") if name in shift}
     sizes["jsd"] = float(data["jsd"].isel(model=-1).mean("head").mean("example").max())
+    if hidden.CHANGE in data:
+        sizes[hidden.CHANGE] = float(data[hidden.CHANGE].isel(model=-1).mean("example").max())
     return data.isel(model=slice(0, -2)), {"model": floor[-1].name, **sizes}
 
 
@@ -234,7 +236,7 @@ def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[S
     salience = {"salience": list(prepared.salience)} if prepared.salience else {}
     examples = prepared.examples
     return xr.Dataset(
-        {name: (dims[: values.ndim], values) for name, values in arrays.items()},
+        {name: (hidden.DIMS.get(name, dims[: values.ndim]), values) for name, values in arrays.items()},
         coords={
             "model": names,
             "id": ("example", [example.id for example in examples]),

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.core.errors import AttnlensError, OutputExists
+from attnlens.core.resampling import document_means
 from attnlens.core.weights import WeightChange, pool
 
 STORE = "comparison.zarr"
@@ -127,6 +128,35 @@ class Comparison:
             change = pool(WeightChange(*row) for row in part[fields].itertuples(index=False, name=None))
             rows.append({"model": model, "layer": layer, "relative": change.relative, "entries": change.entries})
         return pd.DataFrame(rows, columns=["model", "layer", "relative", "entries"])
+
+    def states(self) -> pd.DataFrame:
+        """How far hidden states moved: one row per tuned model and depth, 0 = what enters the first layer.
+
+        columns model, depth; hidden_change: ‖h′ − h‖ / ‖h‖, mean over documents; n: documents with data; cka: debiased
+        linear CKA with the base, 1 = the same geometry; tokens: that CKA saw. Empty where models give no states.
+        """
+        columns = ["model", "depth", "hidden_change", "n", "cka", "tokens"]
+        if "cka" not in self.data:
+            return pd.DataFrame(columns=columns)
+        values = self.data["hidden_change"].transpose("example", "model", "depth").values
+        means = document_means(values, self.data["document"].values)
+        known = ~np.isnan(means)
+        n = known.sum(0)
+        change = np.where(known, means, 0.0).sum(0) / np.where(n > 0, n, np.nan)
+        rows = [
+            (
+                model,
+                depth,
+                change[i, depth],
+                n[i, depth],
+                self.data["cka"].values[i, depth],
+                int(self.data["cka_tokens"]),
+            )
+            for i, model in enumerate(self.models)
+            for depth in range(means.shape[2])
+            if i > 0
+        ]
+        return pd.DataFrame(rows, columns=columns)
 
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and one JSON: readable without us.
