@@ -4,6 +4,7 @@ Axes: M model, N text, B text of a batch, T token, D width. There are L + 1 stat
 enters the first block is number 0, then what each block gives; the last is the model's own last hidden state, in most
 decoders after the final norm. Tokens that count are those that are neither padding nor special, nor position 0 of a
 decoder: as a sink it has a norm hundreds of times that of any word, and CKA would see nothing else.
+CKA holds the tokens of one batch against each other and averages over batches: it moves a little with their size.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ Array = NDArray[np.float64]
 MOST_TOKENS = 512
 CHANGE, SUMS = STREAMED = ("hidden_change", "similarity")
 # The axes of what `measure` makes of them.
-DIMS = {CHANGE: ("model", "example", "depth"), "cka": ("model", "depth"), "cka_tokens": ()}
+DIMS = {CHANGE: ("model", "example", "depth"), "cka": ("model", "depth"), "cka_tokens": ("model", "depth")}
 MISSING = "the model gives no hidden states of the text's tokens"
 
 
@@ -85,11 +86,13 @@ def moved(base: Sequence[Tensor] | None, tuned: Sequence[Tensor], valid: Tensor)
 
 
 def merged(similarity: Array) -> dict[str, Array]:
-    """`cka` (M, L + 1) from the sums (M, batches, L + 1, 5) of all batches, and `cka_tokens` (), the tokens it saw.
+    """`cka` and `cka_tokens`, the tokens it saw, both (M, L + 1), from the sums (M, batches, L + 1, 5) of all batches.
 
-    NaN where it is unknown, as of a model that nothing is held against. The order of the batches is that of the plan,
-    so that a run that was resumed adds the same numbers in the same order.
+    NaN where CKA is unknown, and without tokens, as of a model that nothing is held against. The order of the batches
+    is that of the plan, so that a run that was resumed adds the same numbers in the same order.
     """
     total = [[Similarity(*sums) for sums in row] for row in similarity.sum(1)]
-    tokens = max((each.tokens for row in total for each in row), default=0)
-    return {"cka": np.array([[each.cka for each in row] for row in total]), "cka_tokens": np.array(tokens, np.int64)}
+    return {
+        "cka": np.array([[each.cka for each in row] for row in total]),
+        "cka_tokens": np.array([[each.tokens or np.nan for each in row] for row in total]),
+    }

@@ -106,8 +106,8 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     (core/agreement.py). sink_census is 1 where some special or first key receives a mean weight over SINK from the
     measured rows that see it, else 0: its mean is the share of heads with a sink; descriptive.
 
-    From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka (M, L + 1) and
-    cka_tokens (), as analysis/hidden.py has them; NaN for a reference itself. Missing where a model gives no states.
+    From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka and cka_tokens
+    (M, L + 1), as analysis/hidden.py has them; NaN for a reference itself, missing where a model gives no states.
     """
     found, weight, reasons = _first_look(subjects[0].checkpoint, prepared)
     batches = plan(prepared, options.batch_size, options.memory * GIB / weight)

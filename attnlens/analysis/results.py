@@ -133,7 +133,8 @@ class Comparison:
         """How far hidden states moved: one row per tuned model and depth, 0 = what enters the first layer.
 
         columns model, depth; hidden_change: ‖h′ − h‖ / ‖h‖, mean over documents; n: documents with data; cka: debiased
-        linear CKA with the base, 1 = the same geometry; tokens: that CKA saw. Empty where models give no states.
+        linear CKA with the base over the tokens of a batch, 1 = the same geometry; tokens: that CKA saw. Empty where
+        models give no states.
         """
         columns = ["model", "depth", "hidden_change", "n", "cka", "tokens"]
         if "cka" not in self.data:
@@ -143,20 +144,22 @@ class Comparison:
         known = ~np.isnan(means)
         n = known.sum(0)
         change = np.where(known, means, 0.0).sum(0) / np.where(n > 0, n, np.nan)
-        rows = [
-            (
-                model,
-                depth,
-                change[i, depth],
-                n[i, depth],
-                self.data["cka"].values[i, depth],
-                int(self.data["cka_tokens"]),
+        cka, tokens = self.data["cka"].values, np.nan_to_num(self.data["cka_tokens"].values).astype(int)
+        depth = np.arange(means.shape[2])
+        frames = [
+            pd.DataFrame(
+                {
+                    "model": name,
+                    "depth": depth,
+                    "hidden_change": change[i],
+                    "n": n[i],
+                    "cka": cka[i],
+                    "tokens": tokens[i],
+                }
             )
-            for i, model in enumerate(self.models)
-            for depth in range(means.shape[2])
-            if i > 0
+            for i, name in enumerate(self.models)
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.concat(frames[1:], ignore_index=True)
 
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and one JSON: readable without us.

@@ -58,7 +58,8 @@ def measured(models: list[Checkpoint], prepared: Prepared, batch_size: int = 4, 
     subjects = [Subject(model, number == 0) for number, model in enumerate(models)]
     arrays = measure(subjects, prepared, MeasureOptions(batch_size, **options)).arrays
     assert np.isnan(arrays["hidden_change"][0]).all() and np.isnan(arrays["cka"][0]).all(), "no model is its own null"
-    return arrays["hidden_change"][1:], arrays["cka"][1:], int(arrays["cka_tokens"])
+    assert np.isnan(arrays["cka_tokens"][0]).all() and len(np.unique(arrays["cka_tokens"][1:])) == 1
+    return arrays["hidden_change"][1:], arrays["cka"][1:], arrays["cka_tokens"][1, 0]
 
 
 def slow(models: list[Checkpoint], prepared: Prepared, index: int) -> list[list[np.ndarray]]:
@@ -182,10 +183,10 @@ def test_a_text_without_tokens_is_no_data_and_counted():
     base, tuned = random_states(2, 2, 5, 3).unbind(0)
     found = moved([base], [tuned], valid)
     assert np.isnan(found["hidden_change"][1, 0]) and found["hidden_change"][0, 0] > 0
-    assert merged(found["similarity"][None])["cka_tokens"] == 5
+    assert merged(found["similarity"][None])["cka_tokens"].item() == 5
     few = moved([base], [tuned], torch.arange(10).reshape(2, 5) < 3)["similarity"]
     assert few[0, 0, -1] == 3, "three tokens were skipped"
-    assert merged(few[None])["cka_tokens"] == 0 and np.isnan(merged(few[None])["cka"]).all()
+    assert all(np.isnan(array).all() for array in merged(few[None]).values())
     nothing = moved([base], [tuned], torch.zeros(2, 5, dtype=torch.bool))
     assert np.isnan(nothing["hidden_change"]).all() and not nothing["similarity"].any()
 
@@ -199,7 +200,7 @@ def test_cka_sees_some_tokens_of_a_large_batch_and_the_change_sees_all(monkeypat
     chosen = np.linspace(0, 99, 20).round().astype(int)
     got = merged(found["similarity"][None])
     assert got["cka"].item() == cka(base.reshape(100, 6)[chosen], tuned.reshape(100, 6)[chosen])
-    assert got["cka_tokens"] == 20
+    assert got["cka_tokens"].item() == 20
     expected = ((tuned - base).norm(dim=-1) / base.norm(dim=-1)).mean(1)
     np.testing.assert_allclose(found["hidden_change"][:, 0], expected, rtol=1e-12)
 
