@@ -15,7 +15,7 @@ import xarray as xr
 
 from attnlens.analysis import evidence, hidden
 from attnlens.analysis.inference import infer
-from attnlens.analysis.measure import Arrays, MeasureOptions, Progress, Subject, measure
+from attnlens.analysis.measure import MeasureOptions, Progress, Subject, measure
 from attnlens.analysis.passages import choose_passages
 from attnlens.analysis.prepare import (
     SELECTORS,
@@ -28,9 +28,9 @@ from attnlens.analysis.prepare import (
     unknown_share,
 )
 from attnlens.analysis.results import Answer, Comparison
+from attnlens.analysis.variables import dataset
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint, load, load_all, longest_input
-from attnlens.checkpoints.tape import Site
 from attnlens.core.errors import AttnlensError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience import DEFINITIONS, Aids
 from attnlens.salience.encoder import weights_of
@@ -113,7 +113,7 @@ def compare(
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
     arrays, sites, reasons = measure(subjects, prepared, measuring)
-    data, rounding = _split_floor(_dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
+    data, rounding = _split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     virtual = _virtual_tokens(data, given)
     weights, heads = _weights(given, names)
     tests = infer(data, sesoi=options.sesoi, seed=options.seed)
@@ -130,7 +130,7 @@ def compare(
             *_readers(names, selectors),
             *_beside(beside),
             *_in_front(virtual),
-            *(f"{name} has no data: {reason}." for name, reason in reasons.items()),
+            *_gaps(names, reasons),
             *_warnings(base, texts, prepared, options),
         ],
     }
@@ -230,27 +230,6 @@ def _split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Data
     return data.isel(model=slice(0, -2)), {"model": floor[-1].name, **sizes}
 
 
-def _dataset(names: list[str], prepared: Prepared, arrays: Arrays, sites: list[Site]) -> xr.Dataset:
-    """Arrays with their labels."""
-    dims = ("model", "example", "layer", "head", "salience")
-    salience = {"salience": list(prepared.salience)} if prepared.salience else {}
-    examples = prepared.examples
-    return xr.Dataset(
-        {name: (hidden.DIMS.get(name, dims[: values.ndim]), values) for name, values in arrays.items()},
-        coords={
-            "model": names,
-            "id": ("example", [example.id for example in examples]),
-            "document": ("example", [example.document for example in examples]),
-            "label": ("example", [example.label or "" for example in examples]),
-            "tokens": ("example", [len(encoded.ids) for encoded in prepared.encodings]),
-            "stack": ("layer", [site.stack for site in sites]),
-            "kind": ("layer", [site.kind for site in sites]),
-            "number": ("layer", [site.number for site in sites]),
-            **salience,
-        },
-    )
-
-
 def _weights(models: Sequence[Checkpoint], names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Change of every matrix and of every head's products, of each tuned model, from the weights as stored."""
     weights, heads = [], []
@@ -313,6 +292,18 @@ def _in_front(virtual: dict[str, dict[str, Any]]) -> list[str]:
         f"attention of the measured rows, at most {max(facts['layers']):.0%} in a layer. All other numbers are "
         "of what is left among the text's own tokens, scaled to 1: base and tuned are compared on the same keys."
         for name, facts in virtual.items()
+    ]
+
+
+def _gaps(names: Sequence[str], reasons: Sequence[dict[str, str]]) -> list[str]:
+    """Statistics that some layers of a model have not, and why; models with one reason in one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model, given in zip(names, reasons, strict=False):  # behind the named models stands the rounded pair
+        for item in given.items():
+            found.setdefault(item, []).append(model)
+    return [
+        f"{statistic} has no data in some layers of {', '.join(models)}: {reason}."
+        for (statistic, reason), models in found.items()
     ]
 
 

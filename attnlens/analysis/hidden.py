@@ -25,8 +25,6 @@ Array = NDArray[np.float64]
 # Tokens of a batch that CKA sees, evenly spread: HSIC₁ is unbiased for any number, and its cost grows with it.
 MOST_TOKENS = 256
 CHANGE, SUMS = STREAMED = ("hidden_change", "similarity")
-# The axes of what `measure` makes of them.
-DIMS = {CHANGE: ("model", "example", "depth"), "cka": ("model", "depth"), "cka_tokens": ("model", "depth")}
 MISSING = "the model gives no hidden states of the text's tokens"
 
 

@@ -75,10 +75,18 @@ class Subject:
 
 
 class Measured(NamedTuple):
-    """What `measure` found: arrays by name, the attention sites, and why a statistic is NaN where the model is why."""
+    """What `measure` found: arrays by name, the attention sites, and of each model why a statistic is NaN in a site."""
 
     arrays: Arrays
     sites: list[Site]
+    reasons: list[dict[str, str]]
+
+
+class Look(NamedTuple):
+    """Of one model: its attention sites, the bytes a token takes of `memory`, why a statistic will be NaN."""
+
+    sites: list[Site]
+    weight: float
     reasons: dict[str, str]
 
 
@@ -109,8 +117,8 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka and cka_tokens
     (M, L + 1), as analysis/hidden.py has them; NaN for a reference itself, missing where a model gives no states.
     """
-    found, weight, reasons = _first_look(subjects[0].checkpoint, prepared)
-    batches = plan(prepared, options.batch_size, options.memory * GIB / weight)
+    looks = [_first_look(subject.checkpoint, prepared) for subject in subjects]
+    batches = plan(prepared, options.batch_size, options.memory * GIB / looks[0].weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
     identity = None
@@ -140,7 +148,7 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     similarity = joined.pop("similarity", None)
     arrays = {name: array[:, order] for name, array in joined.items()}
     arrays |= {} if similarity is None else hidden.merged(similarity)
-    return Measured(arrays, found, reasons)
+    return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
 
 
 def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
@@ -158,8 +166,8 @@ def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[
     return digest.hexdigest()
 
 
-def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site], float, dict[str, str]]:
-    """From a pass over the shortest text: the attention sites, the bytes a token takes of `memory`, reasons."""
+def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
+    """What a pass over the shortest text tells."""
     shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
     batch = assemble(prepared, np.array([shortest]), checkpoint)
     names = ("max_weight", *(("share_value",) if prepared.salience else ()))
@@ -172,7 +180,7 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> tuple[list[Site],
     reasons = call.reasons | ({hidden.CHANGE: hidden.MISSING} if states is None else {})
     # Hidden states twice: those of the base wait while a tuned model makes its own.
     weight = sum(tensor.numel() * tensor.element_size() for tensor in (*kept, *(states or []), *(states or [])))
-    return call.sites, weight / batch.ids.numel(), reasons
+    return Look(call.sites, weight / call.logits[0].query.shape[2], reasons)
 
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:

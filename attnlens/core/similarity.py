@@ -95,7 +95,8 @@ def cka(x: Tensor, y: Tensor) -> float:
 def relative_change(base: Tensor, tuned: Tensor) -> Tensor:
     """‖h′ − h‖ / ‖h‖ of each token: base, tuned (*, D) → (*) float64, at least 0, exactly 0 for equal states.
 
-    Lengths are taken in float32 or better. NaN where the base is all zeros and the tuned state is not. Rotation and scale count as change.
+    Lengths are taken in float32 or better. NaN where the base is all zeros and the tuned state is not. Rotation and
+    scale count as change.
     Hand example: (3, 4) → (3, 5): 1/5.
     """
     if base.shape != tuned.shape or not base.ndim:
