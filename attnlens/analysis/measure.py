@@ -214,7 +214,8 @@ def _recorded(subject: Subject, batch: Batch, prepared: Prepared, base: Kept) ->
         names,
         groups=batch.columns,
         rows=batch.rows,
-        # Matched words and their controls are compared on the rows that see both.
+        # Matched words and their controls are compared on the rows that see any of them: looking back, the rows
+        # between two of them see the earlier one alone, and a mean without those would take nearness for focus.
         together=tuple(
             (start + MATCHED, start + CONTROL) for start in range(1, PER_DEFINITION * definitions, PER_DEFINITION)
         ),

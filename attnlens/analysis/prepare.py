@@ -39,7 +39,7 @@ class Reading:
     """How texts are read.
 
     selector: which rows count (a name of SELECTORS). salience: definitions, the headline first. aids: what
-    they look at besides the texts. max_length: tokens of a text. seed: of the drawn controls.
+    they look at besides the texts. max_length: tokens of a text. seed: of the drawn placebos (C2, C3).
     """
 
     selector: str
@@ -117,7 +117,7 @@ def prepare(corpus: Corpus, models: Sequence[Checkpoint], reading: Reading) -> P
     for name in reading.salience:
         found = find_words(name, corpus, reading.aids)
         marks[name] = [mark & inside for mark, inside in zip(found.words, seen, strict=True)]
-        controls, rate = _controls(corpus, marks[name], counts, reading.seed)
+        controls, rate = _controls(corpus, marks[name], counts)
         visible = [mark & (count > 0) for mark, count in zip(marks[name], counts, strict=True)]
         random = random_words(corpus, visible, counts, np.random.default_rng((reading.seed, RANDOM)))
         swapped = swapped_words(corpus, visible, counts, np.random.default_rng((reading.seed, SWAPPED)))
@@ -160,11 +160,9 @@ def _seen_words(example: Example, selector: str) -> np.ndarray:
     return np.array([stop <= end for _, stop in words(example.text)], dtype=bool)
 
 
-def _controls(
-    corpus: Corpus, marks: list[np.ndarray], counts: list[np.ndarray], seed: int
-) -> tuple[list[Control], float]:
+def _controls(corpus: Corpus, marks: list[np.ndarray], counts: list[np.ndarray]) -> tuple[list[Control], float]:
     """Control C1 and the match rate: matched words, or per text a regression where too few words have a match."""
-    controls = matched_controls(corpus, marks, counts, np.random.default_rng(seed))
+    controls = matched_controls(corpus, marks, counts)
     rate = match_rate(controls)
     return (regression_controls(corpus, marks, counts) if rate < LEAST_MATCHED else controls), rate
 

@@ -126,7 +126,7 @@ class record:  # a verb in lower case, like torch.no_grad
         the content in column 0.
     rows: (B, Q) weights, or (B, Q, G) with rows of its own for each group column (column 0 serves the statistics
         without groups); the tape then holds row means, (B, L, H[, G]), and their counts instead of rows.
-    together: columns of groups that are compared, as ((2, 3),): a row that is no data for one is none for the other.
+    together: columns of groups whose shares are compared, as ((2, 3),): a row that sees one of them gives the others 0.
     layers, heads: numbers of the attention sites (in the order they run) and of their heads; None: all.
     exact: keep the model's own implementation and compute the statistics beside it. Without it, and under no_grad,
         output and statistics come from one tiled pass in float32 (≤ 1e-5 relative).

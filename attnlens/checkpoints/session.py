@@ -190,7 +190,7 @@ class Session:
         if self.keep:
             call.logits.append(_copied(logits))
         for name, result in results.items():
-            if name in STATISTICS and STATISTICS[name].axes == "group":
+            if name == "share":
                 result = _together(result, self.together)
             if self.rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
                 result, count = _row_mean(result, self.rows.to(result))
@@ -298,9 +298,10 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
 
 
 def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Values (B, H, Q, G) that are NaN in all columns of a set where they are in one."""
+    """Shares (B, H, Q, G) that are 0 where only other columns of their set are seen, NaN where none is."""
     for some in columns:
-        values[..., some] = values[..., some].masked_fill(values[..., some].isnan().any(-1, keepdim=True), torch.nan)
+        unseen = values[..., some].isnan()
+        values[..., some] = values[..., some].masked_fill(unseen & ~unseen.all(-1, keepdim=True), 0.0)
     return values
 
 

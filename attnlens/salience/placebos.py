@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnlens.salience.controls import DRAWS
 from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import content_flags
+
+DRAWS = 20
 
 
 def random_words(

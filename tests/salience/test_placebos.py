@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.salience.controls import DRAWS
-from attnlens.salience.placebos import random_words, swapped_words
+from attnlens.salience.placebos import DRAWS, random_words, swapped_words
 from attnlens.text.lexis import is_content
 from tests.salience.build import corpus_of
 
