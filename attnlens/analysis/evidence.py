@@ -1,58 +1,76 @@
-"""The answer and its evidence ladder (METRICS 6.8): a verdict in plain words; five rungs, yes, no or not tested."""
-
-import math
+"""The answer (METRICS 6.8): a verdict in plain words, its evidence ladder, what agrees with it, and an abstract."""
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from attnlens.analysis.ladder import ALPHA, Case, Claim, empty_ladder, ladder
 from attnlens.analysis.results import Answer, Rung
+from attnlens.analysis.split import refocusing_and_release
+from attnlens.analysis.wording import digits_of, documents_of, interval, layer_names, signed
 from attnlens.core.resampling import document_means
 
-ALPHA = 0.05
-QUESTIONS = (
-    "Is it beyond the sampling of texts?",
-    "Is it large enough to matter?",
-    "Is it more than the same training on shuffled labels does?",
-    "Does it repeat over training seeds?",
-    "Do the outputs rely on these words?",
-)
 
-
-def decide(
-    profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, sesoi: float, same_weights: bool
-) -> Answer:
+def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
     """Answer for one tuned model under one salience definition.
 
-    profile: the rows of family "profile", layers in order. "yes" iff some lower simultaneous bound > SESOI; "away" iff
-    some upper bound < −SESOI and none is yes; both need the adjusted sign-flip p too, exact where documents are
-    few. "no" iff all layers are equivalent to 0 at the SESOI, by test and with their whole interval; "identical" iff
-    the models are; else "unclear".
+    tests: their rows, all families; those of "profile" hold the layers in order. "yes" iff some lower simultaneous
+    bound > SESOI; "away" iff some upper bound < −SESOI and none is yes; both need the adjusted sign-flip p too, exact
+    where documents are few. "no" iff all layers are equivalent to 0 at the SESOI, by test and with their whole
+    interval; "identical" iff the models are; else "unclear".
     """
+    profile = tests[tests["family"] == "profile"].reset_index(drop=True)
+    estimate = profile["estimate"].to_numpy()
+    if _identical(data, case):
+        sentence = "Identical. The two checkpoints give exactly the same attention on every text."
+        return Answer("identical", sentence, rungs=empty_ladder("not applicable", ""))
+    if np.isnan(estimate).all():
+        return _without_data()
+    verdict, layers = _verdict(profile, case.sesoi)
+    shown = layers[0] if layers else int(np.nan_to_num(np.abs(estimate)).argmax())
+    headline = _headline(profile, data, case, layer=shown)
+    claim = Claim(layers or (shown,), -1 if estimate[shown] < 0 else 1)
+    rungs = ladder(tests, claim, case)
+    return Answer(
+        verdict,
+        _sentence(verdict, layers, headline, case.sesoi),
+        layers,
+        headline,
+        rungs,
+        remarks=_remarks(data, case, shown),
+        abstract=_abstract(verdict, layers, headline, rungs, case),
+    )
+
+
+def agreement(answers: dict[str, Answer]) -> str:
+    """How many of the declared salience definitions give the headline's verdict; empty where there is one alone."""
+    verdicts = {name: answer.verdict for name, answer in answers.items()}
+    first = next(iter(verdicts.values()))
+    if len(verdicts) < 2:
+        return ""
+    agree = [name for name, verdict in verdicts.items() if verdict == first]
+    others = [f"{name} says {verdict}" for name, verdict in verdicts.items() if verdict != first]
+    told = f"{len(agree)} of {len(verdicts)} definitions of the words that matter say {first} ({', '.join(agree)})"
+    return f"{told}; {', '.join(others)}." if others else f"{told}."
+
+
+def _identical(data: xr.Dataset, case: Case) -> bool:
+    shift = data.sel(model=case.model) - data.isel(model=0)
+    return case.same_weights and all(bool((shift[name].fillna(0) == 0).all()) for name in ("entropy", "focus"))
+
+
+def _verdict(profile: pd.DataFrame, sesoi: float) -> tuple[str, tuple[int, ...]]:
+    """The verdict, and the layers it names: the one that changed most comes first."""
     low, high, estimate = (profile[name].to_numpy() for name in ("low", "high", "estimate"))
     tested = profile["p_adjusted"].to_numpy() < ALPHA
     toward, away = np.flatnonzero((low > sesoi) & tested), np.flatnonzero((high < -sesoi) & tested)
-    shift = data.sel(model=model) - data.isel(model=0)
-    same = all(bool((shift[name].fillna(0) == 0).all()) for name in ("entropy", "focus"))
-    if same and same_weights:
-        verdict, layers = "identical", np.array([], dtype=int)
-    elif len(toward):
-        verdict, layers = "yes", toward[np.argsort(-estimate[toward])]
-    elif len(away):
-        verdict, layers = "away", away[np.argsort(estimate[away])]
-    elif (profile["p_equivalence"] < ALPHA).all() and (low > -sesoi).all() and (high < sesoi).all():
-        verdict, layers = "no", np.array([], dtype=int)
-    else:
-        verdict, layers = "unclear", np.array([], dtype=int)
-    if np.isnan(estimate).all() and verdict != "identical":
-        return _without_data()
-    known = np.nan_to_num(np.abs(estimate))
-    shown = int(layers[0]) if len(layers) else int(known.argmax())
-    headline = _headline(profile, data, model=model, salience=salience, layer=shown)
-    layers_shown = tuple(int(layer) for layer in layers)
-    sentence = _sentence(verdict, layers_shown, headline, sesoi)
-    rungs = _rungs(verdict, profile, shown, sesoi)
-    return Answer(verdict, sentence, layers_shown, headline, rungs)
+    if len(toward):
+        return "yes", tuple(toward[np.argsort(-estimate[toward])].tolist())
+    if len(away):
+        return "away", tuple(away[np.argsort(estimate[away])].tolist())
+    if (profile["p_equivalence"] < ALPHA).all() and (low > -sesoi).all() and (high < sesoi).all():
+        return "no", ()
+    return "unclear", ()
 
 
 def not_asked(texts: int, own_text: bool) -> Answer:
@@ -69,14 +87,13 @@ def not_asked(texts: int, own_text: bool) -> Answer:
 def _without_data() -> Answer:
     """The answer where no text has a number: a cut, a window or the rows of the task keep the words out of sight."""
     reason = "No measured row sees both a marked word and its matched ordinary words."
-    rungs = tuple(Rung(i + 1, question, "not tested", reason) for i, question in enumerate(QUESTIONS))
-    return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=rungs)
+    return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=empty_ladder("not tested", reason))
 
 
-def _headline(profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: str, layer: int) -> dict[str, float]:
+def _headline(profile: pd.DataFrame, data: xr.Dataset, case: Case, *, layer: int) -> dict[str, float]:
     """Numbers of the first screen, in units of 100 of the attention on content, at one layer."""
-    share = data["share"].sel(salience=salience).isel(layer=layer).mean("head")
-    both = document_means(share.sel(model=[data["model"].values[0], model]).values.T, data["document"].values)
+    share = data["share"].sel(salience=case.salience).isel(layer=layer).mean("head")
+    both = document_means(share.sel(model=[data["model"].values[0], case.model]).values.T, data["document"].values)
     both = both[~np.isnan(both).any(1)]
     before, after = 100 * both.mean(0) if len(both) else (np.nan, np.nan)
     row = profile.iloc[layer]
@@ -93,47 +110,14 @@ def _headline(profile: pd.DataFrame, data: xr.Dataset, *, model: str, salience: 
     }
 
 
-def layer_names(layers: tuple[int, ...]) -> str:
-    """Such as "layer 6" or "layers 3, 5 and 6": for readers, layers count from 1."""
-    names = [str(layer + 1) for layer in sorted(layers)]
-    if len(names) == 1:
-        return f"layer {names[0]}"
-    return f"layers {', '.join(names[:-1])} and {names[-1]}"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """`value` with its sign, a true minus, and no sign at zero: +1.2, −0.4, 0.0."""
-    text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
-        return text
-    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
-
-
-def _digits(*values: float) -> int:
-    """Decimals that show the largest of some values: one, or as many as give it two digits."""
-    largest = max((abs(value) for value in values if np.isfinite(value)), default=0.0)
-    return 1 if largest >= 0.1 or largest == 0 else min(1 - math.floor(math.log10(largest)), 9)
-
-
-def _interval(low: float, high: float, digits: int) -> str:
-    if np.isnan(low) or np.isnan(high):
-        return "no interval: too few documents"
-    return f"95 % {signed(low, digits)} … {signed(high, digits)}"
-
-
-def _documents(count: float) -> str:
-    return f"{count:.0f} document{'' if count == 1 else 's'}"
-
-
 def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
-    if verdict == "identical":
-        return "Identical. The two checkpoints give exactly the same attention on every text."
     net = (headline["estimate"], headline["low"], headline["high"])
+    digits = digits_of(*net)
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
         f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
-        f"{signed(net[0], _digits(*net))} ({_interval(*net[1:], _digits(*net))}; {_documents(headline['documents'])})."
+        f"{signed(net[0], digits)} ({interval(*net[1:], digits)}; {documents_of(headline['documents'])})."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
     opening = {
@@ -145,47 +129,68 @@ def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float],
     return f"{opening} {counts}"
 
 
-def _rungs(verdict: str, profile: pd.DataFrame, shown: int, sesoi: float) -> tuple[Rung, ...]:
-    """Two checkpoints and no further runs can reach rungs 1 and 2; the rest says what would test it."""
-    if verdict == "identical":
-        return tuple(Rung(i + 1, question, "not applicable", "") for i, question in enumerate(QUESTIONS))
-    low, high = profile["low"].to_numpy(), profile["high"].to_numpy()
-    beyond = ((low > 0) | (high < 0)) & (profile["p_adjusted"].to_numpy() < ALPHA)
-    large = beyond & ((low > sesoi) | (high < -sesoi))
-    sizes = profile["estimate"].abs().to_numpy()
-    told = beyond if beyond.any() else np.isfinite(low)  # few documents may leave the layer of the headline without one
-    layer = shown if told[shown] and not beyond.any() else int(np.where(told, sizes, -1.0).argmax())
-    row = profile.iloc[layer]
-    bounds = (100 * row["low"], 100 * row["high"])
-    margin = f"±{100 * sesoi:.0f} of 100, the smallest change declared to matter"
-    clears = (
-        f"clears it in {layer_names(tuple(np.flatnonzero(large).tolist()))}" if large.any() else "clears it nowhere"
-    )
+def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
+    """What stands beside the ladder (METRICS 6.8), of the layer that the headline shows."""
+    pair = data.sel(salience=case.salience, model=[data["model"].values[0], case.model]).isel(layer=layer)
+    documents = data["document"].values
+    change = float(np.nanmean(_of_documents(pair["log_odds"].diff("model").mean("head").values[0], documents)))
+    terms = refocusing_and_release(data, case.model, case.salience)[:, :, layer]  # (2, N, H)
+    heads = xr.DataArray(terms, dims=("term", "example", "head")).mean("head").values
+    refocused, released = (100 * float(np.nanmean(_of_documents(term, documents))) for term in heads)
+    found = []
+    if np.isfinite(change):
+        found.append(
+            f"The log-odds of attention on a marked word against another, which no sink can move, changed by "
+            f"{signed(change, 2)} nats in layer {layer + 1}."
+        )
+    if np.isfinite(refocused + released):
+        digits = digits_of(refocused, released)
+        larger = "refocusing among words" if abs(refocused) >= abs(released) else "release from special tokens"
+        found.append(
+            f"Of all attention in layer {layer + 1}, marked words gained {signed(refocused + released, digits)} units "
+            f"of 100: {signed(refocused, digits)} by refocusing among words, {signed(released, digits)} by release "
+            f"from special tokens; {larger} is the larger part."
+        )
+    return tuple(found)
 
-    found = f"Layer {layer + 1}: {_interval(*bounds, _digits(*bounds))}, simultaneous over layers; "
-    if np.isfinite(low).any():
-        sampling, size = ("yes" if shown.any() else "no" for shown in (beyond, large))
-        details = f"{found}sign-flip p = {row['p_adjusted']:.2g}.", f"Against {margin}: the interval {clears}."
-    else:
-        sampling = size = "not tested"
-        lacking = f"No interval: {_documents(row['n'])} with a marked word that has a match; give more documents."
-        details = lacking, lacking
-    return (
-        Rung(1, QUESTIONS[0], sampling, details[0]),
-        Rung(2, QUESTIONS[1], size, details[1]),
-        Rung(
-            3,
-            QUESTIONS[2],
-            "not tested",
-            "Needs the same training on shuffled labels.",
-            "attnlens finetune BASE --data TRAIN --seed SAME --null-twin -o AGAIN && attnlens report BASE AGAIN",
-        ),
-        Rung(
-            4,
-            QUESTIONS[3],
-            "not tested",
-            "Needs at least six runs that differ in the seed alone.",
-            "attnlens finetune BASE --data TRAIN --seed 1 -o SEED1 (to 6), then report each",
-        ),
-        Rung(5, QUESTIONS[4], "not tested", "Attention alone cannot show it; it takes an intervention on these words."),
+
+def _of_documents(values: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Document means of one number a text; at least one NaN, so that a mean without data warns of nothing."""
+    means = document_means(values, documents)
+    return means[~np.isnan(means)] if (~np.isnan(means)).any() else np.array([np.inf])
+
+
+def _abstract(
+    verdict: str, layers: tuple[int, ...], headline: dict[str, float], rungs: tuple[Rung, ...], case: Case
+) -> str:
+    """One sentence for an abstract: the finding with its interval, then what it has and has not been held against."""
+    estimate, low, high = (headline[name] for name in ("estimate", "low", "high"))
+    digits = digits_of(estimate, low, high)
+    net = (
+        f"{signed(estimate, digits)} of 100 units of attention on words, net of matched ordinary words; "
+        f"{interval(low, high, digits)}, simultaneous over layers"
     )
+    where = layer_names(layers) if layers else f"layer {headline['layer']:.0f}"
+    largest = f"largest in layer {headline['layer']:.0f}" if len(layers) > 1 else where
+    words = f"the words marked by {case.salience}"
+    margin = f"{100 * case.sesoi:.0f} of 100 units of attention on words"
+    finding = {
+        "yes": f"fine-tuning moved attention towards {words} in {where} ({largest}: {net})",
+        "away": f"fine-tuning moved attention away from {words} in {where} ({largest}: {net})",
+        "no": f"fine-tuning changed the net attention on {words} by less than {margin} in every layer",
+        "unclear": f"whether fine-tuning moved attention to {words} stayed open (most in {where}: {net})",
+    }[verdict]
+    claims = {
+        3: ("this exceeds", "this does not exceed", "what the same training on shuffled labels does"),
+        4: ("it repeats", "it does not repeat", "over training seeds"),
+        5: ("the outputs rely", "the outputs were not shown to rely", "on these words"),
+    }
+    told = [
+        f"{claims[rung.number][0 if rung.status == 'yes' else 1]} {claims[rung.number][2]}"
+        for rung in rungs
+        if rung.number in claims and rung.status in ("yes", "no")
+    ]
+    open_questions = {3: "a shuffled-label control", 4: "repetition over seeds", 5: "reliance of the outputs"}
+    untested = [open_questions[r.number] for r in rungs if r.number in open_questions and r.status == "not tested"]
+    last = f"not tested: {', '.join(untested)}" if untested else ""
+    return "; ".join([f"On {documents_of(headline['documents'])}, {finding}", *told, *([last] if last else [])]) + "."

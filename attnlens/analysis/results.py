@@ -44,11 +44,13 @@ class Answer:
     layers: tuple[int, ...] = ()
     headline: dict[str, float] = field(default_factory=dict)
     rungs: tuple[Rung, ...] = ()
+    remarks: tuple[str, ...] = ()  # what agrees with the verdict, and what does not
+    abstract: str = ""  # one sentence for a paper
 
     def __str__(self) -> str:
         """Sentence and ladder as plain text."""
         ladder = [f"  {rung.number}. {rung.question}: {rung.status}. {rung.detail}" for rung in self.rungs]
-        return "\n".join([self.sentence, *ladder])
+        return "\n".join([self.sentence, *ladder, *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,11 @@ def _plain(value: Any) -> Any:
 
 
 def _answer(fields: dict[str, Any]) -> Answer:
-    rungs = tuple(Rung(**rung) for rung in fields["rungs"])
     headline = {name: math.nan if value is None else value for name, value in fields["headline"].items()}
-    return Answer(**(fields | {"layers": tuple(fields["layers"]), "rungs": rungs, "headline": headline}))
+    plain = {name: fields[name] for name in ("verdict", "sentence", "abstract")}
+    rungs = tuple(Rung(**rung) for rung in fields["rungs"])
+    layers, remarks = tuple(fields["layers"]), tuple(fields["remarks"])
+    return Answer(**plain, layers=layers, headline=headline, rungs=rungs, remarks=remarks)
 
 
 def _passage(fields: dict[str, Any]) -> Passage:

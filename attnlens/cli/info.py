@@ -121,8 +121,9 @@ def _method(record: dict[str, Any]) -> dict[str, Any]:
 
 def _twin(loaded: "Checkpoint", record: dict[str, Any]) -> str | None:
     """Whether this is a null, or where its own lies."""
+    from attnlens.analysis.roles import is_null
     from attnlens.checkpoints.identity import home_free
-    from attnlens.show.training_records import is_null, null_word
+    from attnlens.show.training_records import null_word
     from attnlens.training.twin import twin_path
 
     if is_null(record):

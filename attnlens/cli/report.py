@@ -40,6 +40,16 @@ def report(
         str | None, typer.Option(help="Folder or hub id with the config.json of single weight files.")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id with the tokenizer of such files.")] = None,
+    null: Annotated[
+        list[Path] | None, typer.Option(help="A shuffled twin: the same training on shuffled labels. Repeatable.")
+    ] = None,
+    seeds: Annotated[
+        list[Path] | None, typer.Option(help="The same training from another seed; six runs in all. Repeatable.")
+    ] = None,
+    knockout: Annotated[
+        bool, typer.Option("--knockout", help="Hide the marked words from attention: do the outputs rely on them?")
+    ] = False,
+    noise_band: Annotated[int, typer.Option(min=0, help="Draws of random weight noise to set beside; 19 will do.")] = 0,
     no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -61,7 +71,7 @@ def report(
         label=label_column,
         document=document_column,
     )
-    with terminal.progress("Measuring") as (advance,):
+    with terminal.progress("Measuring", "Further passes") as (measuring, further):
         options = ReportOptions(
             data=data,
             output=output,
@@ -81,7 +91,12 @@ def report(
             config=config,
             tokenizer=tokenizer,
             force=force,
-            progress=advance,
+            null=tuple(null or ()),
+            seeds=tuple(seeds or ()),
+            knockout=knockout,
+            noise_band=noise_band,
+            progress=measuring,
+            further=further,
             announce=terminal.announce,
         )
         result = run_report(checkpoints, options)

@@ -145,6 +145,8 @@ def print_answer(comparison: "Comparison") -> None:
                     status = Text(rung.status, style=MARKS[rung.status])
                     table.add_row(Text(str(rung.number)), Text(rung.question), status)
                 stdout.print(table)
+            for remark in answer.remarks:
+                say(f"  {remark}", wrap=True)
             say("")
     for warning in comparison.provenance["warnings"]:
         say(f"Note: {warning}", "yellow", wrap=True)

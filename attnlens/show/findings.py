@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Answer, Comparison
+from attnlens.analysis.wording import signed
 from attnlens.show.plots import SIGNIFICANT, SMALLEST_PERCENT, detected, percent
 from attnlens.show.training_records import QUALITIES, number, part
 from attnlens.show.twins import real_models, twins

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnlens.analysis.evidence import signed
 from attnlens.analysis.results import Comparison
+from attnlens.analysis.wording import signed
 from attnlens.show.plots import percent, plain
 from attnlens.show.tables import heads_table, layers_table, models_table, states_table
 from attnlens.show.training_records import QUALITIES

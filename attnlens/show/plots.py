@@ -9,7 +9,7 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from attnlens.analysis.evidence import signed
+from attnlens.analysis.wording import signed
 
 INK = "#1d2329"
 QUIET = "#68717c"

@@ -33,6 +33,14 @@ NOT_KNOWN = {
     4: "whether it repeats",
     5: "whether the outputs rely on these words",
 }
+KNOWN = {
+    (3, "yes"): "It is more than the same training on shuffled labels does",
+    (3, "no"): "It is no more than the same training on shuffled labels does",
+    (4, "yes"): "It repeats over training seeds",
+    (4, "no"): "It does not repeat over training seeds",
+    (5, "yes"): "The outputs rely on these words, more than before tuning",
+    (5, "no"): "That the outputs rely on these words more than before tuning was not shown",
+}
 ROWS = {
     "cls": "the first token, from which a classifier of this kind reads",
     "last": "the last token, from which a classifier of this kind reads",
@@ -125,6 +133,7 @@ def _first_screen(comparison: Comparison) -> dict[str, Any]:
     weights = weight_layers(comparison)
     also = [findings.entropy_finding(entropy[entropy["model"] == first])] if len(entropy) else []
     also.append(findings.weights_finding(weights[weights["model"] == first], shared=shares_layers(comparison)))
+    also += [KNOWN[key] for rung in answer.rungs if (key := (rung.number, rung.status)) in KNOWN]
     null = [model for model in twins(comparison) if model != first]
     beside = [(model, told(next(iter(comparison.answers[model].values())))) for model in null]
     asked = answer.verdict not in ("identical", "not asked")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from attnlens import __version__
-from attnlens.analysis.compare import CompareOptions, compare, slug
+from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison, open_comparison
+from attnlens.analysis.roles import is_null
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, load, load_all, longest_input
 from attnlens.checkpoints.source import adapter_config, locate, names_of
@@ -21,11 +23,26 @@ from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.salience.lexicon import read_lexicon
 from attnlens.show.folder import PAGE, PARTS, claimed, is_complete
 from attnlens.show.report import report
-from attnlens.show.training_records import is_null
 from attnlens.show.twins import found_twins, nulls_named, recorded, twin_name, twins_last
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.record import recorded_columns, recorded_corpus
+
+KEYED = (
+    "salience",
+    "limit",
+    "max_length",
+    "batch_size",
+    "rows",
+    "memory",
+    "seed",
+    "text",
+    "device",
+    "knockout",
+    "noise_band",
+)
+SHARED = ("limit", "max_length", "batch_size", "rows", "memory", "seed", "knockout", "noise_band", "further")
+UNSAID = ("force", "names", "notes", "progress", "further", "announce")
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,10 @@ class ReportOptions:
     data: the corpus; None takes the held-out data named in the first tuned model's training record, failing that the
     embedded probe sentences. columns: our field name → the data's column name; None takes those of the training record
     that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
-    encoder: a third model. text: keep example texts in the report. force: replace another run's report. names: what to
-    call base and tuned. notes: lines that page one must say first. progress: called with (texts done, all texts).
-    announce: called with a line when the work begins. The rest is CompareOptions.
+    encoder: a third model. text: keep example texts in the report. null, seeds: CompareOptions' nulls and seeds, by
+    folder. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must say
+    first. progress, further: called with (texts done, all texts). announce: called with a line when the work begins.
+    The rest is CompareOptions.
     """
 
     data: str | Path | None = None
@@ -57,14 +75,19 @@ class ReportOptions:
     dtype: str | None = None
     config: str | Path | None = None
     tokenizer: str | Path | None = None
+    null: tuple[str | Path, ...] = ()
+    seeds: tuple[str | Path, ...] = ()
+    knockout: bool = False
+    noise_band: int = 0
     force: bool = False
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+    further: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
     announce: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
-        for name, least in {"limit": 1, "max_length": 3, "batch_size": 1, "seed": 0}.items():
+        for name, least in {"limit": 1, "max_length": 3, "batch_size": 1, "seed": 0, "noise_band": 0}.items():
             value = getattr(self, name)
             if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
                 raise AttnlensError(f"{name} must be a whole number of at least {least}; got {value!r}")
@@ -105,21 +128,22 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     options = ReportOptions() if options is None else options
     _check_device(options.device)
     given = _with_base(checkpoints, options)
-    beside = found_twins(given)
-    sources, names = _in_order(given, beside, options)
-    texts = _texts(sources[1], options)
+    beside = found_twins([*given, *options.null])
+    lineup = _lineup(given, beside, options)
+    texts = _texts(lineup.sources[1], options)
     lexicon = () if options.lexicon is None else read_lexicon(options.lexicon)
     models = load_all(
-        sources,
-        names=names,
+        lineup.sources,
+        names=lineup.names,
         config=options.config,
         tokenizer=options.tokenizer,
         device=options.device,
         dtype=options.dtype,
     )
     encoder = None if options.encoder is None else load(options.encoder, device=options.device, dtype=options.dtype)
-    alone = [model.name for model in models if not is_null(model.provenance.get("training"))]
-    directory = Path(options.output or _folder(alone if len(alone) > 1 else [model.name for model in models]))
+    tuned = models[: lineup.tuned + 1]
+    alone = [model.name for model in tuned if not is_null(model.provenance.get("training"))]
+    directory = Path(options.output or _folder(alone if len(alone) > 1 else [model.name for model in tuned]))
     key = _key([*models, *([] if encoder is None else [encoder])], texts, lexicon, options)
     if is_complete(directory, key, force=options.force):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
@@ -137,22 +161,19 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     with claimed(directory, key):
         comparison = compare(
             models[0],
-            models[1:],
+            tuned[1:],
             corpus=texts.corpus,
             salience=options.salience,
             options=CompareOptions(
-                limit=options.limit,
-                max_length=options.max_length,
-                batch_size=options.batch_size,
-                rows=options.rows,
-                memory=options.memory,
-                seed=options.seed,
+                **{name: getattr(options, name) for name in SHARED},
                 background=texts.background,
                 lexicon=lexicon,
                 encoder=encoder,
                 passages=8 if options.text else 0,
                 parts=directory / PARTS,
                 probe=texts.probe,
+                nulls=tuple(models[lineup.tuned + 1 : len(models) - len(options.seeds)]),
+                seeds=tuple(models[len(models) - len(options.seeds) :]),
                 progress=progress,
             ),
         )
@@ -169,10 +190,14 @@ def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
     words = ["attnlens", "report", *(home_free(checkpoint) for checkpoint in checkpoints)]
     for option in fields(ReportOptions):
         value, name = getattr(options, option.name), option.name.replace("_", "-")
-        if value == option.default or option.name in ("force", "names", "notes", "progress", "announce"):
+        if value == option.default or option.name in UNSAID:
             continue
         if option.name == "text":
             words.append("--no-text")
+        elif option.name == "knockout":
+            words.append("--knockout")
+        elif option.name in ("null", "seeds"):
+            words += [word for source in value for word in (f"--{name}", home_free(source))]
         elif option.name == "columns":
             words += [word for field, column in value.items() for word in (f"--{field}-column", column)]
         else:
@@ -207,21 +232,30 @@ def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> lis
     return [_recorded_base(checkpoints[0]), checkpoints[0]]
 
 
-def _in_order(
-    given: Sequence[str | Path], beside: Sequence[Path], options: ReportOptions
-) -> tuple[list[str | Path], tuple[str, ...] | None]:
-    """All checkpoints, twins last, and their names: a twin is called what it is, unless it was given a name."""
-    sources = [*given, *beside]
-    if not any(is_null(recorded(source)) for source in sources[1:]):
-        return sources, options.names
-    found = [locate(source, config=options.config, tokenizer=options.tokenizer) for source in sources]
-    names = list(options.names or names_of(found[: len(given)])) + [source.name for source in found[len(given) :]]
+@dataclass(frozen=True)
+class Lineup:
+    """All checkpoints in the order in which they are measured, each with its name.
+
+    Base, then `tuned` tuned ones (twins last: the first one gives the answer), then the named nulls, then the seeds.
+    """
+
+    sources: list[str | Path]
+    names: tuple[str, ...]
+    tuned: int
+
+
+def _lineup(given: Sequence[str | Path], beside: Sequence[Path], options: ReportOptions) -> Lineup:
+    """Every checkpoint in its place; a twin is called what it is, unless it was given a name."""
+    sources = [*given, *beside, *options.null, *options.seeds]
+    names = names_of([locate(source, config=options.config, tokenizer=options.tokenizer) for source in sources])
+    names[: len(options.names or ())] = options.names or ()
     for index, source in enumerate(sources):
         record = recorded(source)
-        if record is not None and is_null(record) and (options.names is None or index >= len(given)):
+        if record is not None and is_null(record) and index >= len(options.names or ()):
             names[index] = twin_name(names[index], record)
-    ordered, names = twins_last(sources, names)
-    return ordered, tuple(names)
+    tuned = len(given) + len(beside) - 1
+    ordered, first = twins_last(sources[: tuned + 1], names[: tuned + 1])
+    return Lineup([*ordered, *sources[tuned + 1 :]], (*first, *names[tuned + 1 :]), tuned)
 
 
 def _recorded_base(tuned: str | Path) -> str:
@@ -274,8 +308,13 @@ def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_le
 
 def _folder(names: Sequence[str]) -> str:
     """Where a report goes that was told no folder: every model's name, as far as a file system takes them."""
-    base, *tuned = (slug(name) for name in names)
+    base, *tuned = (_slug(name) for name in names)
     return f"report-{base}-vs-{'-'.join(tuned)}"[:200]
+
+
+def _slug(name: str) -> str:
+    """A name that can be a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
 
 
 def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], options: ReportOptions) -> str:
@@ -296,10 +335,8 @@ def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], opt
         "background": None if background is None else [background.checksum, len(background)],
         "lexicon": sorted(set(lexicon)),
         "encoder": options.encoder is not None,
-        "options": {
-            name: getattr(options, name)
-            for name in ("salience", "limit", "max_length", "batch_size", "rows", "memory", "seed", "text", "device")
-        },
+        "options": {name: getattr(options, name) for name in KEYED}
+        | {"roles": [len(options.null), len(options.seeds)]},
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 

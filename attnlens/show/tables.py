@@ -347,4 +347,6 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "layers": [layer + 1 for layer in answer.layers],
         "headline": {name: None if np.isnan(value) else float(value) for name, value in answer.headline.items()},
         "rungs": [vars(rung) for rung in answer.rungs],
+        "remarks": list(answer.remarks),
+        "abstract": answer.abstract,
     }

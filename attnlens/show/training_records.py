@@ -54,11 +54,6 @@ def training_records(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return {name: record for name, record in list(found.items())[1:] if isinstance(record, dict)}
 
 
-def is_null(record: dict[str, Any] | None) -> bool:
-    """Whether a run is a shuffled twin: one that had nothing to learn."""
-    return record is not None and record.get("null_twin") is True
-
-
 def null_word(record: dict[str, Any]) -> str:
     """What a twin was trained on: "shuffled labels", of a language model "shuffled words"."""
     return "shuffled words" if record.get("task") in LANGUAGE else "shuffled labels"

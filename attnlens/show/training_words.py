@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Comparison
+from attnlens.analysis.roles import is_null
 from attnlens.show.findings import layers_named, listed
 from attnlens.show.plots import percent
 from attnlens.show.training_records import (
     Switching,
-    is_null,
     null_word,
     number,
     part,

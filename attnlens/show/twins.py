@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attnlens.analysis.evidence import signed
-from attnlens.analysis.results import Answer, Comparison, Rung
+from attnlens.analysis.results import Answer, Comparison
+from attnlens.analysis.roles import is_null, is_twin_of
+from attnlens.analysis.wording import signed
 from attnlens.checkpoints.identity import read_record
-from attnlens.show.training_records import QUALITIES, is_null, null_word, number, part, training_records
+from attnlens.show.training_records import QUALITIES, null_word, number, part, training_records
 from attnlens.training.twin import twin_path
 
-SHUFFLED = 3  # rung of the evidence ladder that asks for a twin
 NULL = "A null, not an answer: "
 
 
@@ -22,7 +22,8 @@ def found_twins(sources: Sequence[str | Path]) -> list[Path]:
     for source in sources[1:]:
         path = Path(source).expanduser()
         beside = twin_path(path)
-        if path.is_dir() and beside.is_dir() and beside.resolve() not in given and _belongs(path, beside):
+        known = path.is_dir() and beside.is_dir() and beside.resolve() not in given
+        if known and is_twin_of(read_record(beside), read_record(path)):
             found.append(beside)
     return found
 
@@ -36,19 +37,6 @@ def twins_last(sources: Sequence[str | Path], names: Sequence[str]) -> tuple[lis
 def recorded(source: str | Path) -> dict[str, Any] | None:
     """The training record of a checkpoint that is a folder here."""
     return read_record(source) if Path(source).expanduser().is_dir() else None
-
-
-def _belongs(path: Path, beside: Path) -> bool:
-    """Whether a folder holds the twin of this very run: same base, data, method and seed, labels apart."""
-    real, null = read_record(path), read_record(beside)
-    if real is None or null is None or is_null(real) or not is_null(null):
-        return False
-
-    def identity(record: dict[str, Any]) -> list[object]:
-        data = [part(record, "data", name).get("sha256") for name in ("train", "heldout")]
-        return [record.get("method"), record.get("seed"), part(record, "base").get("sha256"), *data]
-
-    return identity(real) == identity(null)
 
 
 def twin_name(name: str, record: dict[str, Any]) -> str:
@@ -74,8 +62,9 @@ def null_note(model: str, record: dict[str, Any], real: dict[str, Any] | None) -
 
 
 def twins(comparison: Comparison) -> list[str]:
-    """The models that are shuffled twins, by their records."""
-    return [model for model, record in training_records(comparison).items() if is_null(record)]
+    """The models that are shuffled twins, by their records or because they were named as nulls."""
+    records, named = training_records(comparison), comparison.provenance.get("nulls", {}).values()
+    return [model for model in comparison.models[1:] if model in named or is_null(records.get(model))]
 
 
 def real_models(comparison: Comparison) -> list[str]:
@@ -85,26 +74,15 @@ def real_models(comparison: Comparison) -> list[str]:
 
 
 def nulls_named(comparison: Comparison) -> Comparison:
-    """The comparison whose twins' answers say that they are nulls, and whose other answers point at them.
-
-    The third rung stays "not tested": one twin beside a model is something to look at, no test.
-    """
+    """The comparison whose twins' answers say that they are nulls."""
     null = twins(comparison)
     if not null:
         return comparison
     records = training_records(comparison)
-    notes = [null_note(model, records[model], _real_run(records, records[model])) for model in null]
+    notes = [null_note(name, records[name], _real_run(records, records[name])) for name in null if name in records]
     provenance = comparison.provenance | {"warnings": [*notes, *comparison.provenance["warnings"]]}
-    answers = {}
-    for model, found in comparison.answers.items():
-        if model in null:
-            answers[model] = {salience: _as_null(answer) for salience, answer in found.items()}
-        else:
-            answers[model] = {
-                salience: _beside(answer, [(name, comparison.answers[name][salience]) for name in null])
-                for salience, answer in found.items()
-            }
-    return replace(comparison, answers=answers, provenance=provenance)
+    named = {name: {which: _as_null(answer) for which, answer in comparison.answers[name].items()} for name in null}
+    return replace(comparison, answers=comparison.answers | named, provenance=provenance)
 
 
 def _real_run(records: dict[str, dict[str, Any]], null: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,22 +94,7 @@ def _real_run(records: dict[str, dict[str, Any]], null: dict[str, Any]) -> dict[
 def _as_null(answer: Answer) -> Answer:
     """A twin's answer: the sentence says what it is; the ladder is for the real model to climb."""
     sentence = f"{NULL}{answer.sentence[0].lower()}{answer.sentence[1:]}"
-    return replace(answer, sentence=sentence, rungs=())
-
-
-def _beside(answer: Answer, null: list[tuple[str, Answer]]) -> Answer:
-    """A real model's answer, its third rung with what the twins show."""
-    shown = [f"{name}: {words}" for name, other in null if (words := told(other))]
-    if not shown:
-        return answer
-    detail = f"Measured beside it, to be looked at, not yet a test. {' '.join(shown)}"
-    rungs = tuple(
-        Rung(rung.number, rung.question, rung.status, detail)
-        if rung.number == SHUFFLED and rung.status == "not tested"
-        else rung
-        for rung in answer.rungs
-    )
-    return replace(answer, rungs=rungs)
+    return replace(answer, sentence=sentence, rungs=(), remarks=(), abstract="")
 
 
 def told(answer: Answer) -> str:

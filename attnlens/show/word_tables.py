@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Comparison
+from attnlens.analysis.split import refocusing_and_release
 from attnlens.core.bands import simultaneous_band
 from attnlens.core.resampling import document_means
 from attnlens.show.tables import over_documents
@@ -45,22 +46,10 @@ def received_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def refocusing_table(comparison: Comparison) -> pd.DataFrame:
-    """The change of attention on marked words of every head, split in two (METRICS 3.2), in points of all attention.
-
-    Of a text, c is the mean attention on words over the measured rows, m that on marked words over the same rows, and
-    G = m/c. Then Δm = c̄·ΔG (refocusing) + Ḡ·Δc (sink release), exactly. The mean of m/c over rows would not do: its
-    rows without attention on words fall out.
-    """
-    data, order = comparison.data, ("example", "model", "layer", "head")
-    chosen = data.sel(salience=comparison.salience[0])
-    content = data["content_mass"].transpose(*order).values
-    # A text without a marked word has no share, and no attention to be split.
-    mass = chosen["mass"].where(chosen["share"].notnull()).transpose(*order).values
-    share = mass / np.where(content > 0, content, np.nan)
-    documents, frames = data["document"].values, []
-    for index, model in enumerate(comparison.models[1:], start=1):
-        (c0, c1), (g0, g1) = ((values[:, 0], values[:, index]) for values in (content, share))
-        terms = np.stack([(c0 + c1) / 2 * (g1 - g0), (g0 + g1) / 2 * (c1 - c0)], 1)  # (N, 2, L, H)
+    """The change of attention on marked words of every head, split in two (METRICS 3.2), in points of all attention."""
+    documents, frames = comparison.data["document"].values, []
+    for model in comparison.models[1:]:
+        terms = np.moveaxis(refocusing_and_release(comparison.data, model, comparison.salience[0]), 0, 1)
         means = document_means(terms, documents)
         refocused, released = 100 * over_documents(means)
         layer, head = np.nonzero(np.isfinite(refocused))

@@ -1,11 +1,17 @@
 """The answer: verdict, sentence and rungs from planted profiles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
 
-from attnlens.analysis.evidence import decide, layer_names, signed
+from attnlens.analysis.evidence import decide
 from attnlens.analysis.inference import infer
+from attnlens.analysis.ladder import Case
+from attnlens.analysis.results import Answer
+from attnlens.analysis.roles import Roles
+from attnlens.analysis.wording import layer_names, signed
 
 SESOI = 0.02
 
@@ -26,6 +32,9 @@ def planted(effects, *, spread: float = 0.01, documents: int = 40, seed: int = 0
             "entropy": (dims, flat),
             "entropy_content": (dims, flat),
             "jsd": (dims, flat),
+            "log_odds": ((*dims, "salience"), 5 * focus),
+            "content_mass": (dims, np.full_like(flat, 0.5)),
+            "mass": ((*dims, "salience"), 0.5 * (0.2 + focus)),
         },
         coords={
             "model": ["base", "tuned"],
@@ -35,10 +44,13 @@ def planted(effects, *, spread: float = 0.01, documents: int = 40, seed: int = 0
     )
 
 
-def answer(data: xr.Dataset):
-    tests = infer(data, sesoi=SESOI, seed=0)
-    rows = tests[tests["family"] == "profile"]
-    return decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=False)
+ALONE = Roles(("tuned",))
+CASE = Case("tuned", "spans", SESOI)
+
+
+def answer(data: xr.Dataset, case: Case = CASE, roles: Roles = ALONE) -> Answer:
+    tests = infer(data, roles=roles, sesoi=SESOI, seed=0)
+    return decide(tests[tests["model"] == "tuned"], data, case)
 
 
 def test_yes_names_the_layers_largest_first():
@@ -99,7 +111,9 @@ def test_the_same_texts_twice_are_not_twice_the_evidence():
     )
     for name in ("low", "high", "p", "n"):
         np.testing.assert_allclose(
-            infer(once, sesoi=SESOI, seed=0)[name], infer(twice, sesoi=SESOI, seed=0)[name], atol=1e-12
+            infer(once, roles=ALONE, sesoi=SESOI, seed=0)[name],
+            infer(twice, roles=ALONE, sesoi=SESOI, seed=0)[name],
+            atol=1e-12,
         )
 
 
@@ -134,18 +148,17 @@ def test_equal_attention_on_changed_weights_is_not_identical():
     data["focus"][1], data["entropy"][1] = data["focus"][0], data["entropy"][0]
     data["entropy_content"][1] = data["entropy_content"][0]
     assert answer(data).verdict == "no"
-    tests = infer(data, sesoi=SESOI, seed=0)
-    rows = tests[tests["family"] == "profile"]
-    same = decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=True)
-    assert same.verdict == "identical"
+    unchanged = replace(CASE, same_weights=True)
+    same = answer(data, unchanged)
+    assert same.verdict == "identical" and {rung.status for rung in same.rungs} == {"not applicable"}
     data["focus"][1, 0, 0, 0, 0] += 1e-9
-    assert decide(rows, data, model="tuned", salience="spans", sesoi=SESOI, same_weights=True).verdict != "identical"
+    assert answer(data, unchanged).verdict != "identical"
 
 
 def test_no_needs_the_whole_band_inside_the_margin():
     """Equivalent by the t test, yet one heavy document stretches the band beyond the margin: the two must agree."""
     data = planted([0.0, 0.0], spread=0.001, documents=5)
     data["focus"][1, 0, 1] += 0.03
-    rows = infer(data, sesoi=SESOI, seed=0).query("family == 'profile'")
+    rows = infer(data, roles=ALONE, sesoi=SESOI, seed=0).query("family == 'profile'")
     assert (rows["p_equivalence"] < 0.05).all() and rows["high"].max() > SESOI
     assert answer(data).verdict == "unclear"

@@ -100,7 +100,7 @@ def test_a_regression_s_net_share_is_its_coefficient(base: Checkpoint, tuned: Ch
     np.testing.assert_allclose(focus, 10 * coefficients.reshape(focus.shape), atol=1e-5)
     assert got.data["focus"].notnull().all()
     assert got.provenance["salience"]["lexicon"]["control"] == "regression"
-    assert got.provenance["aids"] == {"lexicon": RARE, "encoder": None}
+    assert got.provenance["aids"] == {"background": None, "lexicon": RARE, "encoder": None}
     assert any("what a regression" in warning for warning in got.provenance["warnings"])
 
 
