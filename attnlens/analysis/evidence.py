@@ -33,7 +33,7 @@ def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
     rungs = ladder(tests, claim, case)
     return Answer(
         verdict,
-        _sentence(verdict, layers, headline, case.sesoi),
+        _sentence(verdict, layers, headline, case),
         layers,
         headline,
         rungs,
@@ -86,7 +86,7 @@ def not_asked(texts: int, own_text: bool) -> Answer:
 
 def _without_data() -> Answer:
     """The answer where no text has a number: a cut, a window or the rows of the task keep the words out of sight."""
-    reason = "No measured row sees both a marked word and its matched ordinary words."
+    reason = "No measured row sees a marked word that has matched ordinary words."
     return Answer("unclear", f"Unclear: there is no focus answer. {reason}", rungs=empty_ladder("not tested", reason))
 
 
@@ -110,23 +110,27 @@ def _headline(profile: pd.DataFrame, data: xr.Dataset, case: Case, *, layer: int
     }
 
 
-def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
+def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], case: Case) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     net = (headline["estimate"], headline["low"], headline["high"])
     digits = digits_of(*net)
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
-        f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
+        f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of {_net_of(case)}: "
         f"{signed(net[0], digits)} ({interval(*net[1:], digits)}; {documents_of(headline['documents'])})."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
     opening = {
         "yes": f"Yes, on these texts, mainly in {layer_names(layers[:1])}{more}." if layers else "",
         "away": f"No: away from the marked words, mainly in {layer_names(layers[:1])}{more}." if layers else "",
-        "no": f"No. In every layer the net change is smaller than {100 * sesoi:.0f} of 100 units.",
+        "no": f"No. In every layer the net change is smaller than {100 * case.sesoi:.0f} of 100 units.",
         "unclear": "Unclear: these texts can neither show a change that matters nor rule it out.",
     }[verdict]
     return f"{opening} {counts}"
+
+
+def _net_of(case: Case) -> str:
+    return "what position, length and frequency explain" if case.regression else "matched ordinary words"
 
 
 def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
@@ -167,7 +171,7 @@ def _abstract(
     estimate, low, high = (headline[name] for name in ("estimate", "low", "high"))
     digits = digits_of(estimate, low, high)
     net = (
-        f"{signed(estimate, digits)} of 100 units of attention on words, net of matched ordinary words; "
+        f"{signed(estimate, digits)} of 100 units of attention on words, net of {_net_of(case)}; "
         f"{interval(low, high, digits)}, simultaneous over layers"
     )
     where = layer_names(layers) if layers else f"layer {headline['layer']:.0f}"

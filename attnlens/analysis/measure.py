@@ -152,18 +152,42 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
 
 
 def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
-    """What a part file's numbers depend on: weights, tokens, groups, rows, batches."""
+    """What a part file's numbers depend on: weights, tokens, groups, rows, batches.
+
+    What a hook of the user's does to a forward pass cannot be read off it, so models with one are refused.
+    """
     digest = hashlib.sha256(repr((prepared.salience, [batch.tolist() for batch in batches])).encode())
     for encoded, columns, rows in zip(prepared.encodings, prepared.columns, prepared.rows, strict=True):
         digest.update(encoded.ids.tobytes() + columns.tobytes() + rows.tobytes())
     for subject in subjects:
         model, adapter = subject.checkpoint.model, subject.checkpoint.adapter
+        if hooked := _foreign_hooks(model):
+            raise CheckpointError(
+                f"{subject.checkpoint.name} has forward hooks ({', '.join(hooked[:3])}), and part files cannot tell it "
+                "from the same weights without them: measure it without part files, or take the hooks off"
+            )
         settings = None if adapter is None else getattr(model, "peft_config", {}).get(adapter.name)
         digest.update(repr((subject.reference, adapter, settings, model.config)).encode())
         for name, tensor in model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _foreign_hooks(model: torch.nn.Module) -> list[str]:
+    """Names of hooks that change or watch a forward pass and come from none of the libraries below.
+
+    Those libraries' hooks follow from weights and configuration, which the fingerprint holds.
+    """
+    found = []
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            function = getattr(hook, "func", hook)  # of a partial
+            name = getattr(function, "__qualname__", type(function).__qualname__)
+            origin = getattr(function, "__module__", None) or type(function).__module__
+            if origin.split(".")[0] not in ("attnlens", "transformers", "peft", "accelerate"):
+                found.append(f"{origin}.{name}")
+    return list(dict.fromkeys(found))
 
 
 def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:

@@ -118,7 +118,7 @@ def knocked_out(focus: float, before: float) -> Answer:
 
 def test_the_fifth_rung_asks_for_reliance_that_tuning_brought():
     rung = knocked_out(0.5, 0.1).rungs[4]
-    assert rung.status == "yes" and "cost +0.49" in rung.detail and "nats of label loss" in rung.detail
+    assert rung.status == "yes" and "move the label loss by +0.493" in rung.detail and "(nats)" in rung.detail
     assert knocked_out(0.5, 0.5).rungs[4].status == "no", "it relied on them before"
     assert knocked_out(0.0, -0.4).rungs[4].status == "no", "it relies on no word at all"
     assert knocked_out(-0.3, 0.1).rungs[4].status == "no"
@@ -129,6 +129,13 @@ def test_the_remarks_tell_the_log_odds_and_the_split():
     remarks = answer(models(EFFECT, spread=0.0)).remarks
     assert "changed by +0.30 nats in layer 2" in remarks[0]
     assert "gained +3.0 units of 100: +3.0 by refocusing among words, 0.0 by release" in remarks[1]
+
+
+def test_the_sentence_says_what_the_net_is_net_of():
+    assert "Net of matched ordinary words: +5.9" in answer(models(EFFECT)).sentence
+    explained = answer(models(EFFECT), case=replace(CASE, regression=True))
+    assert "Net of what position, length and frequency explain: +5.9" in explained.sentence
+    assert "net of what position, length and frequency explain;" in explained.abstract
 
 
 def test_the_abstract_says_what_was_held_against_what():

@@ -83,7 +83,9 @@ def test_a_word_that_no_row_can_see_is_no_data(shared: Path):
     with torch.no_grad():
         other.model.model.layers[0].self_attn.q_proj.weight.add_(1.0)
     got = compare(base, other, corpus=corpus(), salience=("spans",), options=options)
-    assert got.answer.sentence.startswith("Unclear: there is no focus answer. No measured row sees both")
+    assert got.answer.sentence.startswith(
+        "Unclear: there is no focus answer. No measured row sees a marked word that has"
+    )
     assert "nan" not in str(got.answer)
 
 

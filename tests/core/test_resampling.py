@@ -29,6 +29,14 @@ SPATIAL = np.array(
     [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41.0]
 )
 
+# Efron & Tibshirani 1993, table 3.1: mean LSAT and GPA of 15 law schools.
+LAW = np.array(
+    [
+        [576, 635, 558, 578, 666, 580, 555, 661, 651, 605, 653, 575, 545, 572, 594],
+        [3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12, 2.74, 2.76, 2.88, 2.96],
+    ]
+)
+
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
@@ -95,6 +103,15 @@ def test_maize_as_published():
     # The t interval just excludes 0, as its p of .0497 says; the sign flips do not.
     assert tests.low == pytest.approx(0.0312, abs=5e-3) and tests.low > 0
     assert (tests.low, tests.high) == pytest.approx(tuple(stats.ttest_1samp(MAIZE, 0).confidence_interval(0.95)))
+
+
+def test_wilcoxon_of_the_maize_as_published():
+    """Flipping the signs of ranks is Wilcoxon's signed-rank test: W = 24, p = .04126."""
+    ranks = stats.rankdata(np.abs(MAIZE)) * np.sign(MAIZE)
+    assert -ranks[ranks < 0].sum() == 24
+    p = sign_flip(ranks, rng=rng())
+    assert p == pytest.approx(0.04126, abs=5e-6)
+    assert p == stats.wilcoxon(MAIZE, method="exact").pvalue
 
 
 def test_sign_flip_by_hand():
@@ -221,6 +238,20 @@ def test_a_real_shift_is_found():
 def test_bca_of_the_variance_as_published():
     assert np.var(SPATIAL) == pytest.approx(171.5, abs=0.05)
     assert bca(SPATIAL, np.var, level=0.9, rng=rng()) == pytest.approx((115.8, 259.6), abs=4)
+
+
+def test_bca_of_the_law_schools_as_published():
+    """A correlation: what is drawn are the numbers of the schools. r = .776, 95 % (.308, .943), standard error .135."""
+    assert np.corrcoef(LAW)[0, 1] == pytest.approx(0.7764, abs=5e-5)
+
+    def correlation(schools: np.ndarray, axis: int) -> np.ndarray:
+        drawn = LAW[:, schools.astype(int)]
+        centred = drawn - drawn.mean(axis, keepdims=True)
+        x, y = centred / np.sqrt((centred**2).sum(axis, keepdims=True))
+        return (x * y).sum(axis)
+
+    low, high = bca(np.arange(15.0), correlation, rng=rng())
+    assert low == pytest.approx(0.308, abs=0.02) and high == pytest.approx(0.943, abs=0.005)
 
 
 def test_bca_mirrors_with_the_data():
