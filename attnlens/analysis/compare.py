@@ -210,7 +210,7 @@ def _answers(
         changed = weights[(weights["model"] == model) & (weights["kind"] == "backbone")]
         same = len(changed) > 0 and bool((changed["entries"] == changed["identical"]).all())
         null, runs = roles.nulls.get(model, ""), 1 + len(roles.seeds.get(model, ()))
-        case = Case(model, "", options.sesoi, same_weights=same, null=null, runs=runs)
+        case = Case(model, "", options.sesoi, same_weights=same, null=null, runs=runs, rival=roles.answers[0])
         answers[model] = _of_definitions(tests[tests["model"] == model], data, case, facts)
     return answers
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from attnlens.analysis.ladder import ALPHA, Case, Claim, empty_ladder, ladder
+from attnlens.analysis.ladder import ALPHA, LEAST_SEEDS, Case, Claim, empty_ladder, ladder
 from attnlens.analysis.results import Answer, Rung
 from attnlens.analysis.split import refocusing_and_release
 from attnlens.analysis.wording import digits_of, documents_of, interval, layer_names, signed
@@ -37,7 +37,7 @@ def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
         layers,
         headline,
         rungs,
-        remarks=_remarks(data, case, shown),
+        remarks=(*_remarks(data, case, shown), *_against_rival(tests, case, shown)),
         abstract=_abstract(verdict, layers, headline, rungs, case),
     )
 
@@ -156,6 +156,22 @@ def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
             f"from special tokens; {larger} is the larger part."
         )
     return tuple(found)
+
+
+def _against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ...]:
+    """The training against that of the first tuned model, over paired seeds (level C)."""
+    rows = tests[tests["family"] == "against rival"]
+    if rows.empty:
+        return ()
+    row = rows.iloc[layer]
+    estimate, low, high = (100 * float(row[name]) for name in ("estimate", "low", "high"))
+    digits = digits_of(estimate, low, high)
+    few = "" if row["n_seeds"] >= LEAST_SEEDS else f"; under {LEAST_SEEDS} seeds this is no test"
+    return (
+        f"Against the training of {case.rival}, over {row['n_seeds']:.0f} paired seeds: {signed(estimate, digits)} of "
+        f"100 units in layer {layer + 1} ({interval(low, high, digits)}, for all layers together; p = "
+        f"{row['p_adjusted']:.2g}){few}.",
+    )
 
 
 def _of_documents(values: np.ndarray, documents: np.ndarray) -> np.ndarray:

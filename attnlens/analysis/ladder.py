@@ -34,7 +34,8 @@ class Case:
     sesoi: smallest change of interest, a share of the attention on content. regression: the net change is what a
     regression on position, length and frequency leaves, for want of matched words. same_weights: no weight of the
     backbone differs from the base's. null: name of the shuffled twin. runs: how many seeds of this training were
-    measured. knockout: what `attnlens.analysis.knockout` says of its outcome, where these words were knocked out.
+    measured. rival: the first tuned model, where it is another. knockout: what `attnlens.analysis.knockout` says of its
+    outcome, where these words were knocked out.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Case:
     same_weights: bool = False
     null: str = ""
     runs: int = 1
+    rival: str = ""
     knockout: Mapping[str, Any] | None = None
 
 

@@ -27,6 +27,13 @@ MOST_SVG = 200_000  # bytes of one drawing in the page
 MOST_LISTED = 12
 VIEWER = Path(__file__).parent / "viewer"
 NOT_KNOWN = {
+    1: "whether it is more than the choice of texts",
+    2: "whether it is large enough to matter",
+    3: "whether the task caused it",
+    4: "whether it repeats",
+    5: "whether the outputs rely on these words",
+}
+KNOWN = {
     (3, "yes"): "The same training on shuffled labels moved attention less",
     (3, "no"): "The same training on shuffled labels moved attention no less",
     (4, "yes"): "The change repeats over training seeds",

@@ -138,6 +138,21 @@ def test_the_sentence_says_what_the_net_is_net_of():
     assert "net of what position, length and frequency explain;" in explained.abstract
 
 
+def test_two_trainings_on_paired_seeds_are_held_against_each_other():
+    """Level C: "tuned" moves by .06 and its rival "m2" by .03, six seeds each."""
+    data = models(*[EFFECT, (0.0, 0.03)] * 6)
+    names = [str(name) for name in data["model"].values[1:]]
+    mine, other = names[0::2], names[1::2]
+    numbers = {name: seed for runs in (mine, other) for seed, name in enumerate(runs)}
+    roles = Roles(("m2", "tuned"), {}, {"tuned": tuple(mine[1:]), "m2": tuple(other[1:])}, numbers)
+    assert roles.pairs("tuned") == list(zip(mine, other, strict=True)) and roles.pairs("m2") == []
+    told = answer(data, roles, replace(CASE, runs=6, rival="m2")).remarks[-1]
+    assert told.startswith("Against the training of m2, over 6 paired seeds: +3.") and "no test" not in told
+    unpaired = replace(roles, numbers=numbers | {"tuned": 9})
+    assert unpaired.pairs("tuned") == []
+    assert not any("paired" in remark for remark in answer(data, unpaired, replace(CASE, runs=6)).remarks)
+
+
 def test_the_abstract_says_what_was_held_against_what():
     text = beside_a_twin(EFFECT, (0.0, 0.0)).abstract
     assert text.startswith(
