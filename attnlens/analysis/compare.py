@@ -1,8 +1,9 @@
 """Base against tuned on one corpus: measure, test, answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -27,7 +28,6 @@ from attnlens.analysis.provenance import (
     virtual_tokens,
 )
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.analysis.roles import Roles
 from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
 from attnlens.analysis.variables import dataset
 from attnlens.analysis.weights import head_changes, weight_changes
@@ -39,6 +39,7 @@ from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus
 
 MOST_UNKNOWN = 0.10
+Facts = Mapping[str, Mapping[str, Any]]
 KNOCKED_OUT = {
     "knockout_effect": "what hiding the marked words costs",
     "knockout_control": "what hiding as many ordinary words costs",
@@ -56,8 +57,8 @@ class CompareOptions:
     `last`, `content` or `completion`; default by the data and the tuned model's head. sesoi: smallest change of
     interest, as a share of the attention on content in one layer. background: the training split, on which keyness
     counts. lexicon: terms, for the salience of that name. encoder: a third model, or its folder, for leave_one_out and
-    the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries and keys of
-    the base may take while the tuned models are held against them; larger batches are halved.
+    the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries, keys and
+    hidden states may take while the tuned models are held against those of the base; larger batches are halved.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     nulls: shuffled twins, besides those among the tuned whose training record says so. seeds: more runs of a tuned
     model's training, from other seeds: they bear on its answer and get none of their own. knockout: also hide the
@@ -133,7 +134,7 @@ def compare(
     data = data.isel(model=slice(cast.answered))  # a seed bears on another model's answer and has none of its own
     virtual = virtual_tokens(data, cast.given[: cast.answered])
     weights, heads = _weights(cast)
-    answers = _answers(data, tests, weights[~weights["model"].isin(cast.beside)], cast.roles, options)
+    answers = _answers(data, tests, weights, prepared.facts, cast, options)
     passages = choose_passages(models[: cast.answered], prepared, tests, options.passages, options.seed)
     facts = provenance(cast, texts, prepared, {name: getattr(options, name) for name in OPTIONS}) | {
         "aids": about_aids(aids),
@@ -197,9 +198,10 @@ def _weights(cast: Cast) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _answers(
-    data: xr.Dataset, tests: pd.DataFrame, weights: pd.DataFrame, roles: Roles, options: CompareOptions
+    data: xr.Dataset, tests: pd.DataFrame, weights: pd.DataFrame, facts: Facts, cast: Cast, options: CompareOptions
 ) -> dict[str, dict[str, Answer]]:
-    """For each tuned model, for each definition. weights: of the models whose weights can be told from the base's."""
+    """For each tuned model, for each definition. weights: of all tuned models; facts: of the definitions."""
+    weights, roles = weights[~weights["model"].isin(cast.beside)], cast.roles
     answers = {}
     for model in (str(name) for name in data["model"].values[1:]):
         if "focus" not in data:
@@ -207,18 +209,20 @@ def _answers(
             continue
         changed = weights[(weights["model"] == model) & (weights["kind"] == "backbone")]
         same = len(changed) > 0 and bool((changed["entries"] == changed["identical"]).all())
-        case = Case(model, "", options.sesoi, same, roles.nulls.get(model, ""), 1 + len(roles.seeds.get(model, ())))
-        answers[model] = _of_definitions(tests[tests["model"] == model], data, case)
+        null, runs = roles.nulls.get(model, ""), 1 + len(roles.seeds.get(model, ()))
+        case = Case(model, "", options.sesoi, same_weights=same, null=null, runs=runs, rival=roles.answers[0])
+        answers[model] = _of_definitions(tests[tests["model"] == model], data, case, facts)
     return answers
 
 
-def _of_definitions(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> dict[str, Answer]:
+def _of_definitions(tests: pd.DataFrame, data: xr.Dataset, case: Case, facts: Facts) -> dict[str, Answer]:
     """The answer of one model under each definition; the first says how many of the others agree."""
     knocked = data["reliance"].attrs if "reliance" in data else {}
     found = {}
     for salience in (str(name) for name in data["salience"].values):
         outcome = knocked if knocked.get("salience") == salience else None
-        asked = replace(case, salience=salience, knockout=outcome)
+        regression = facts[salience]["control"] == "regression"
+        asked = replace(case, salience=salience, regression=regression, knockout=outcome)
         found[salience] = evidence.decide(tests[tests["salience"] == salience], data, asked)
     first = next(iter(found))
     if agreement := evidence.agreement(found):

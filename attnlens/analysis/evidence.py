@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from attnlens.analysis.ladder import ALPHA, Case, Claim, empty_ladder, ladder
+from attnlens.analysis.ladder import ALPHA, LEAST_SEEDS, Case, Claim, empty_ladder, ladder
 from attnlens.analysis.results import Answer, Rung
 from attnlens.analysis.split import refocusing_and_release
 from attnlens.analysis.wording import digits_of, documents_of, interval, layer_names, signed
@@ -33,11 +33,11 @@ def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
     rungs = ladder(tests, claim, case)
     return Answer(
         verdict,
-        _sentence(verdict, layers, headline, case.sesoi),
+        _sentence(verdict, layers, headline, case),
         layers,
         headline,
         rungs,
-        remarks=_remarks(data, case, shown),
+        remarks=(*_remarks(data, case, shown), *_against_rival(tests, case, shown)),
         abstract=_abstract(verdict, layers, headline, rungs, case),
     )
 
@@ -110,23 +110,27 @@ def _headline(profile: pd.DataFrame, data: xr.Dataset, case: Case, *, layer: int
     }
 
 
-def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], sesoi: float) -> str:
+def _sentence(verdict: str, layers: tuple[int, ...], headline: dict[str, float], case: Case) -> str:
     """The first paragraph of the first screen, in a reader's words (DESIGN 9)."""
     net = (headline["estimate"], headline["low"], headline["high"])
     digits = digits_of(*net)
     counts = (
         f"In layer {headline['layer']:.0f}, of 100 units of attention on words, {headline['share_base']:.0f} went to "
-        f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of matched ordinary words: "
+        f"the marked words before tuning, {headline['share_tuned']:.0f} after. Net of {_net_of(case)}: "
         f"{signed(net[0], digits)} ({interval(*net[1:], digits)}; {documents_of(headline['documents'])})."
     )
     more = f" and also in {layer_names(layers[1:])}" if len(layers) > 1 else ""
     opening = {
         "yes": f"Yes, on these texts, mainly in {layer_names(layers[:1])}{more}." if layers else "",
         "away": f"No: away from the marked words, mainly in {layer_names(layers[:1])}{more}." if layers else "",
-        "no": f"No. In every layer the net change is smaller than {100 * sesoi:.0f} of 100 units.",
+        "no": f"No. In every layer the net change is smaller than {100 * case.sesoi:.0f} of 100 units.",
         "unclear": "Unclear: these texts can neither show a change that matters nor rule it out.",
     }[verdict]
     return f"{opening} {counts}"
+
+
+def _net_of(case: Case) -> str:
+    return "what position, length and frequency explain" if case.regression else "matched ordinary words"
 
 
 def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
@@ -154,6 +158,22 @@ def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ...]:
+    """The training against that of the first tuned model, over paired seeds (level C)."""
+    rows = tests[tests["family"] == "against rival"]
+    if rows.empty:
+        return ()
+    row = rows.iloc[layer]
+    estimate, low, high = (100 * float(row[name]) for name in ("estimate", "low", "high"))
+    digits = digits_of(estimate, low, high)
+    few = "" if row["n_seeds"] >= LEAST_SEEDS else f"; under {LEAST_SEEDS} seeds this is no test"
+    return (
+        f"Against the training of {case.rival}, over {row['n_seeds']:.0f} paired seeds: {signed(estimate, digits)} of "
+        f"100 units in layer {layer + 1} ({interval(low, high, digits)}, for all layers together; p = "
+        f"{row['p_adjusted']:.2g}){few}.",
+    )
+
+
 def _of_documents(values: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """Document means of one number a text; at least one NaN, so that a mean without data warns of nothing."""
     means = document_means(values, documents)
@@ -167,7 +187,7 @@ def _abstract(
     estimate, low, high = (headline[name] for name in ("estimate", "low", "high"))
     digits = digits_of(estimate, low, high)
     net = (
-        f"{signed(estimate, digits)} of 100 units of attention on words, net of matched ordinary words; "
+        f"{signed(estimate, digits)} of 100 units of attention on words, net of {_net_of(case)}; "
         f"{interval(low, high, digits)}, simultaneous over layers"
     )
     where = layer_names(layers) if layers else f"layer {headline['layer']:.0f}"

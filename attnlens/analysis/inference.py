@@ -24,8 +24,9 @@ def infer(
     (METRICS 3.4, 6.4); "total", Σ D_l with BCa; "entropy layer", change of content entropy by layer; "jsd layer",
     divergence of the maps by layer, without p: it is never below 0, so 0 is no null; "focus head" and "entropy head",
     t intervals with BH. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
-    D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "causal focus" and
-    "reliance" (`attnlens.analysis.knockout`), in the unit of their outcome; "noise band", of `noise`
+    D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "against rival", D_l less
+    that of the first tuned model's training, over paired seeds (level C); "causal focus" and "reliance"
+    (`attnlens.analysis.knockout`), in the unit of their outcome; "noise band", of `noise`
     (`attnlens.analysis.noise`) the mean, least and largest D_l over n_seeds draws: a band to draw, no test. Models that
     are another's seed have no rows of their own.
     """
@@ -105,17 +106,21 @@ def _against(model: str, focus: xr.DataArray, documents: np.ndarray, *, roles: R
         difference = focus.sel(model=model) - focus.sel(model=roles.nulls[model])
         frames.append(_layers("beyond null", _over_heads(difference), documents, sesoi=np.nan, seed=seed))
     if model in roles.seeds:
-        runs = [_over_heads(focus.sel(model=name) - focus.isel(model=0)) for name in (model, *roles.seeds[model])]
-        frames.append(_over_seeds(np.stack([document_means(run, documents) for run in runs]), seed=seed))
+        runs = [focus.sel(model=name) - focus.isel(model=0) for name in roles.runs(model)]
+        frames.append(_over_seeds("seeds", runs, documents, seed=seed))
+    if pairs := roles.pairs(model):
+        runs = [focus.sel(model=mine) - focus.sel(model=other) for mine, other in pairs]
+        frames.append(_over_seeds("against rival", runs, documents, seed=seed))
     return frames
 
 
-def _over_seeds(values: np.ndarray, *, seed: int) -> pd.DataFrame:
-    """One row a layer: crossed t over seeds and documents, limits for all layers together. values (S, D, L)."""
+def _over_seeds(family: str, runs: list[xr.DataArray], documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """One row a layer: crossed t over seeds and documents, limits for all layers together. runs: (N, L, H) each."""
+    values = np.stack([document_means(_over_heads(run), documents) for run in runs])
     band = crossed_band(values, rng=np.random.default_rng(seed))
     fields = ("estimate", "low", "high", "p", "p_adjusted", "n_seeds", "level")
     found = {name: getattr(band, name) for name in fields}
-    row = {"family": "seeds", "layer": np.arange(values.shape[2]), "head": -1, "n": band.n_documents}
+    row = {"family": family, "layer": np.arange(values.shape[2]), "head": -1, "n": band.n_documents}
     return pd.DataFrame(row | found | dict.fromkeys(("p_equivalence", "effect_size"), np.nan))
 
 

@@ -31,17 +31,21 @@ KNOCKOUT = "attnlens report BASE TUNED --knockout"
 class Case:
     """One question: did this model's attention move to these words?
 
-    sesoi: smallest change of interest, a share of the attention on content. same_weights: no weight of the backbone
-    differs from the base's. null: name of the shuffled twin. runs: how many seeds of this training were measured.
-    knockout: what `attnlens.analysis.knockout` says of its outcome, where these words were knocked out.
+    sesoi: smallest change of interest, a share of the attention on content. regression: the net change is what a
+    regression on position, length and frequency leaves, for want of matched words. same_weights: no weight of the
+    backbone differs from the base's. null: name of the shuffled twin. runs: how many seeds of this training were
+    measured. rival: the first tuned model, where it is another. knockout: what `attnlens.analysis.knockout` says of its
+    outcome, where these words were knocked out.
     """
 
     model: str
     salience: str
     sesoi: float
+    regression: bool = False
     same_weights: bool = False
     null: str = ""
     runs: int = 1
+    rival: str = ""
     knockout: Mapping[str, Any] | None = None
 
 
@@ -125,8 +129,9 @@ def _relied_upon(focus: pd.Series | None, reliance: pd.Series | None, case: Case
     both = all(row["low"] > 0 and row["p"] < ALPHA for row in (focus, reliance))
     told = [f"{signed(row['estimate'], 3)} ({interval(row['low'], row['high'], 3)})" for row in (focus, reliance)]
     detail = (
-        f"Hidden from all attention, these words cost {told[0]} {case.knockout['unit']} of {case.knockout['outcome']} "
-        f"more than as many ordinary ones; against the base {told[1]}; {documents_of(reliance['n'])}."
+        f"Hidden from all attention, these words move the {case.knockout['outcome']} by {told[0]} more than as many "
+        f"ordinary ones do ({case.knockout['unit']}); that is {told[1]} more than in the base; "
+        f"{documents_of(reliance['n'])}."
     )
     return Rung(5, QUESTIONS[4], _yes(both), detail)
 

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from attnlens.analysis.prepare import SELECTORS, Prepared, salience_warnings
-from attnlens.analysis.roles import held_out_otherwise
+from attnlens.analysis.roles import Roles, held_out_otherwise
 from attnlens.analysis.subjects import Cast
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.salience import Aids
@@ -147,4 +147,19 @@ def about_seeds(cast: Cast) -> list[str]:
                 f"{', '.join(apart)} held out other rows than {first} did, and may have learned some of these texts: "
                 "train all seeds with the same --validation FILE, and measure on that."
             )
-    return found
+    return [*found, *_unpaired(cast.roles)]
+
+
+def _unpaired(roles: Roles) -> list[str]:
+    """A line for each training that cannot be held against the first one, for want of the same seeds."""
+    first, *others = roles.answers
+    seeds = {
+        name: ", ".join(sorted(str(roles.numbers.get(run, "unknown")) for run in roles.runs(name)))
+        for name in roles.answers
+    }
+    return [
+        f"{name} (seeds {seeds[name]}) and {first} (seeds {seeds[first]}) are not paired by seed: the two trainings "
+        "cannot be held against each other. Give both the same seeds."
+        for name in others
+        if roles.seeds and not roles.pairs(name)
+    ]

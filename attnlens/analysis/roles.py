@@ -19,12 +19,27 @@ BY_SEED = {"seed", "rows", "step of the twin"}
 class Roles:
     """nulls: tuned model → its shuffled twin. seeds: tuned model → the same training from other seeds.
 
-    answers: the tuned models that are neither; all of them, where there are only twins.
+    answers: the tuned models that are neither; all of them, where there are only twins. numbers: model → the seed that
+    its record tells.
     """
 
     answers: tuple[str, ...]
     nulls: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+    def runs(self, model: str) -> tuple[str, ...]:
+        """The model and the same training from other seeds."""
+        return (model, *self.seeds.get(model, ()))
+
+    def pairs(self, model: str) -> list[tuple[str, str]]:
+        """Runs of a model and of the first answer, its rival, with the same seed, for level C (METRICS 6.2).
+
+        Empty unless both have the same seeds, two at least.
+        """
+        mine, rival = ({self.numbers.get(run): run for run in self.runs(name)} for name in (model, self.answers[0]))
+        paired = model != self.answers[0] and len(mine) > 1 and None not in mine and mine.keys() == rival.keys()
+        return [(mine[number], rival[number]) for number in sorted(mine, key=str)] if paired else []
 
 
 def is_null(record: Record | None) -> bool:
@@ -59,7 +74,13 @@ def roles_of(models: Sequence[Checkpoint], names: Sequence[str], nulls: Sequence
         owner = _procedure(seed, answers, records)
         _check_seed(seed, runs[owner], records)
         runs[owner].append(seed)
-    return Roles(answers, twin_of, {name: tuple(more[1:]) for name, more in runs.items() if len(more) > 1})
+    numbers = {name: (records[name] or {}).get("seed") for more in runs.values() for name in more}
+    return Roles(
+        answers,
+        twin_of,
+        {name: tuple(more[1:]) for name, more in runs.items() if len(more) > 1},
+        {name: number for name, number in numbers.items() if number is not None},
+    )
 
 
 def held_out_otherwise(first: Record | None, other: Record | None) -> bool:

@@ -22,8 +22,8 @@ def demo(
 
     terminal.quiet()
     terminal.announce(CAVEAT)
-    with terminal.progress("Training", "Measuring") as (training, measuring):
-        result = run_demo(output, training=training, measuring=measuring)
+    with terminal.progress("Training", "Measuring", "Further passes") as (training, measuring, further):
+        result = run_demo(output, training=training, measuring=measuring, further=further)
     if as_json:
         terminal.print_json({**summary(result.comparison), "report": str(result.page)})
         return

@@ -26,11 +26,12 @@ def run_demo(
     *,
     training: Callable[..., None] | None = None,
     measuring: Callable[[int, int], None] | None = None,
+    further: Callable[[int, int], None] | None = None,
 ) -> ReportResult:
     """Fine-tune all-MiniLM-L6-v2 on the embedded clauses into OUTPUT/tuned.ckpt and report into OUTPUT/report.
 
     Beside it lies its shuffled twin, tuned.null.ckpt: the same training on labels that changed places among the
-    clauses. What an earlier run finished is taken as it stands. training, measuring: progress, (done, total).
+    clauses. What an earlier run finished is taken as it stands. training, measuring, further: progress, (done, total).
     """
     base, checkpoint = encoder(), Path(output) / "tuned.ckpt"
     twin = twin_path(checkpoint)
@@ -46,7 +47,9 @@ def run_demo(
             max_length=MAX_LENGTH,
             names=NAMES,
             notes=(CAVEAT,),
+            knockout=True,
             progress=measuring,
+            further=further,
         ),
     )
 

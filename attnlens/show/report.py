@@ -34,11 +34,11 @@ NOT_KNOWN = {
     5: "whether the outputs rely on these words",
 }
 KNOWN = {
-    (3, "yes"): "It is more than the same training on shuffled labels does",
-    (3, "no"): "It is no more than the same training on shuffled labels does",
-    (4, "yes"): "It repeats over training seeds",
-    (4, "no"): "It does not repeat over training seeds",
-    (5, "yes"): "The outputs rely on these words, more than before tuning",
+    (3, "yes"): "The same training on shuffled labels moved attention less",
+    (3, "no"): "The same training on shuffled labels moved attention no less",
+    (4, "yes"): "The change repeats over training seeds",
+    (4, "no"): "The change does not repeat over training seeds",
+    (5, "yes"): "The outputs rely on these words, and more than before tuning",
     (5, "no"): "That the outputs rely on these words more than before tuning was not shown",
 }
 ROWS = {

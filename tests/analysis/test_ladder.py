@@ -118,7 +118,7 @@ def knocked_out(focus: float, before: float) -> Answer:
 
 def test_the_fifth_rung_asks_for_reliance_that_tuning_brought():
     rung = knocked_out(0.5, 0.1).rungs[4]
-    assert rung.status == "yes" and "cost +0.49" in rung.detail and "nats of label loss" in rung.detail
+    assert rung.status == "yes" and "move the label loss by +0.493" in rung.detail and "(nats)" in rung.detail
     assert knocked_out(0.5, 0.5).rungs[4].status == "no", "it relied on them before"
     assert knocked_out(0.0, -0.4).rungs[4].status == "no", "it relies on no word at all"
     assert knocked_out(-0.3, 0.1).rungs[4].status == "no"
@@ -129,6 +129,28 @@ def test_the_remarks_tell_the_log_odds_and_the_split():
     remarks = answer(models(EFFECT, spread=0.0)).remarks
     assert "changed by +0.30 nats in layer 2" in remarks[0]
     assert "gained +3.0 units of 100: +3.0 by refocusing among words, 0.0 by release" in remarks[1]
+
+
+def test_the_sentence_says_what_the_net_is_net_of():
+    assert "Net of matched ordinary words: +5.9" in answer(models(EFFECT)).sentence
+    explained = answer(models(EFFECT), case=replace(CASE, regression=True))
+    assert "Net of what position, length and frequency explain: +5.9" in explained.sentence
+    assert "net of what position, length and frequency explain;" in explained.abstract
+
+
+def test_two_trainings_on_paired_seeds_are_held_against_each_other():
+    """Level C: "tuned" moves by .06 and its rival "m2" by .03, six seeds each."""
+    data = models(*[EFFECT, (0.0, 0.03)] * 6)
+    names = [str(name) for name in data["model"].values[1:]]
+    mine, other = names[0::2], names[1::2]
+    numbers = {name: seed for runs in (mine, other) for seed, name in enumerate(runs)}
+    roles = Roles(("m2", "tuned"), {}, {"tuned": tuple(mine[1:]), "m2": tuple(other[1:])}, numbers)
+    assert roles.pairs("tuned") == list(zip(mine, other, strict=True)) and roles.pairs("m2") == []
+    told = answer(data, roles, replace(CASE, runs=6, rival="m2")).remarks[-1]
+    assert told.startswith("Against the training of m2, over 6 paired seeds: +3.") and "no test" not in told
+    unpaired = replace(roles, numbers=numbers | {"tuned": 9})
+    assert unpaired.pairs("tuned") == []
+    assert not any("paired" in remark for remark in answer(data, unpaired, replace(CASE, runs=6)).remarks)
 
 
 def test_the_abstract_says_what_was_held_against_what():
