@@ -57,8 +57,8 @@ class CompareOptions:
     `last`, `content` or `completion`; default by the data and the tuned model's head. sesoi: smallest change of
     interest, as a share of the attention on content in one layer. background: the training split, on which keyness
     counts. lexicon: terms, for the salience of that name. encoder: a third model, or its folder, for leave_one_out and
-    the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries and keys of
-    the base may take while the tuned models are held against them; larger batches are halved.
+    the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries, keys and
+    hidden states may take while the tuned models are held against those of the base; larger batches are halved.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     nulls: shuffled twins, besides those among the tuned whose training record says so. seeds: more runs of a tuned
     model's training, from other seeds: they bear on its answer and get none of their own. knockout: also hide the
