@@ -11,7 +11,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from attnlens.analysis import hidden
 from attnlens.analysis.prepare import (
     CONTROL,
     MARKED,
@@ -22,11 +24,12 @@ from attnlens.analysis.prepare import (
     Batch,
     Prepared,
     assemble,
+    is_causal,
     plan,
 )
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
-from attnlens.checkpoints.tape import Call, Site
+from attnlens.checkpoints.tape import Site
 from attnlens.checkpoints.virtual import GROUP
 from attnlens.core.agreement import agreement
 from attnlens.core.errors import CheckpointError
@@ -53,8 +56,8 @@ Progress = Callable[[int, int], None]
 class MeasureOptions:
     """How the forward passes run.
 
-    memory: GiB that the queries and keys of one batch may take, kept from the base's pass until every tuned model
-    has been held against them; larger batches are halved. parts: folder of part files (None: memory only).
+    memory: GiB that the queries, keys and hidden states of one batch may take, kept from the base's pass until every
+    tuned model has been held against them; larger batches are halved. parts: folder of part files (None: memory only).
     """
 
     batch_size: int = 16
@@ -79,6 +82,21 @@ class Measured(NamedTuple):
     reasons: list[dict[str, str]]
 
 
+class Look(NamedTuple):
+    """Of one model: its attention sites, the bytes a token takes of `memory`, why a statistic will be NaN."""
+
+    sites: list[Site]
+    weight: float
+    reasons: dict[str, str]
+
+
+class Kept(NamedTuple):
+    """What a reference leaves of a batch to the models that follow: queries and keys, hidden states."""
+
+    logits: Sequence[Logits] = ()
+    states: Sequence[Tensor] | None = None
+
+
 def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> Measured:
     """Row-averaged statistics of every model on every text, and the attention sites.
 
@@ -95,9 +113,12 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     received_auroc, _ap and _precision say how well received attention picks the marked word pieces out of the content
     (core/agreement.py). sink_census is 1 where some special or first key receives a mean weight over SINK from the
     measured rows that see it, else 0: its mean is the share of heads with a sink; descriptive.
+
+    From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka and cka_tokens
+    (M, L + 1), as analysis/hidden.py has them; NaN for a reference itself, missing where a model gives no states.
     """
     looks = [_first_look(subject.checkpoint, prepared) for subject in subjects]
-    batches = plan(prepared, options.batch_size, options.memory * GIB / _weight(looks[0]))
+    batches = plan(prepared, options.batch_size, options.memory * GIB / looks[0].weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
     identity = None
@@ -119,8 +140,14 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
         if options.progress is not None:
             options.progress(done, len(prepared.examples))
     order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
-    names = [name for name in parts[0] if name not in ("example", "identity")]
-    arrays = {name: np.concatenate([part[name] for part in parts], 1)[:, order] for name in names}
+    joined = {
+        name: np.concatenate([part[name] for part in parts], 1)
+        for name in parts[0]
+        if name not in ("example", "identity")
+    }
+    similarity = joined.pop("similarity", None)
+    arrays = {name: array[:, order] for name, array in joined.items()}
+    arrays |= {} if similarity is None else hidden.merged(similarity)
     return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
 
 
@@ -163,21 +190,21 @@ def _foreign_hooks(model: torch.nn.Module) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Call:
-    """A pass over the shortest text: the attention sites, queries and keys, and why a statistic will be NaN."""
+def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
+    """What a pass over the shortest text tells."""
     shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
     batch = assemble(prepared, np.array([shortest]), checkpoint)
     names = ("max_weight", *(("share_value",) if prepared.salience else ()))
     recorder = record(checkpoint.backbone, names, groups=batch.columns, keep=True, without_virtual=True)
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
-        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
-    return tape.only()
-
-
-def _weight(look: Call) -> float:
-    """Bytes of queries and keys a token takes in all sites together."""
-    kept = [tensor for site in look.logits for tensor in (site.query, site.key)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept) / look.logits[0].query.shape[2]
+        output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
+    call = tape.only()
+    kept = [tensor for site in call.logits for tensor in (site.query, site.key)]
+    states = hidden.states_of(output, batch.ids.shape[1])
+    reasons = call.reasons | ({hidden.CHANGE: hidden.MISSING} if states is None else {})
+    # Hidden states twice: those of the base wait while a tuned model makes its own.
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in (*kept, *(states or []), *(states or [])))
+    return Look(call.sites, weight / call.logits[0].query.shape[2], reasons)
 
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
@@ -185,25 +212,26 @@ def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarra
     collected: list[Arrays] = []
     virtual = any(subject.checkpoint.virtual for subject in subjects)
     for indices in group:
-        of_models, kept = [], []
+        of_models, kept = [], Kept()
         for subject in subjects:
             batch = assemble(prepared, indices, subject.checkpoint)
-            values, logits = _recorded(subject, batch, len(prepared.salience), kept)
+            values, left = _recorded(subject, batch, prepared, kept)
             arrays = _reduced(values, batch, prepared)
             if virtual:
                 arrays["virtual_mass"] = _virtual_mass(subject.checkpoint, batch, arrays["entropy"])
             of_models.append(arrays)
-            kept = logits if subject.reference else kept
+            kept = left if subject.reference else kept
         collected.append({name: np.stack([arrays[name] for arrays in of_models]) for name in of_models[0]})
     part = {name: np.concatenate([arrays[name] for arrays in collected], 1) for name in collected[0]}
     return {**part, "example": np.concatenate(group)}
 
 
-def _recorded(
-    subject: Subject, batch: Batch, definitions: int, against: Sequence[Logits]
-) -> tuple[Arrays, Sequence[Logits]]:
-    """One forward pass of one model: row means (B, L, H[, G]) by statistic; the queries and keys of a reference."""
+def _recorded(subject: Subject, batch: Batch, prepared: Prepared, base: Kept) -> tuple[Arrays, Kept]:
+    """One forward pass of one model: row means (B, L, H[, G]) by statistic, and how far its hidden states are from the
+    base's; what a reference leaves to the models that follow.
+    """
     checkpoint = subject.checkpoint
+    definitions = len(prepared.salience)
     names = STATISTICS + (FOCUS if definitions else ()) + (() if subject.reference else tuple(PAIRS))
     marked = tuple(range(1 + MARKED, 1 + PER_DEFINITION * definitions, PER_DEFINITION))
     recorder = record(
@@ -218,11 +246,11 @@ def _recorded(
         ),
         columns={"mass": (0, *marked)} | dict.fromkeys(MARKED_ONLY, marked),
         keep=subject.reference,
-        against=None if subject.reference else against,
+        against=None if subject.reference else base.logits,
         without_virtual=True,
     )
     with torch.inference_mode(), checkpoint.active(), recorder as tape:
-        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
+        output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
     values = {name: tape[name].cpu().numpy().astype(np.float64) for name in names}
     selected = (batch.rows > 0).any(1).cpu().numpy()
     broken = np.isnan(values["entropy"]).any((1, 2)) & selected
@@ -231,13 +259,19 @@ def _recorded(
             f"{checkpoint.name} gives NaN attention on {int(broken.sum())} texts: "
             "its weights or activations are not finite"
         )
-    return values, tape.only().logits
+    states = hidden.states_of(output, batch.ids.shape[1])
+    if states is not None:
+        valid = hidden.counted(prepared, batch, decoder=is_causal(checkpoint.backbone))
+        hidden.check_finite(checkpoint.name, states, valid)
+        values |= hidden.moved(None if subject.reference else base.states, states, valid)
+    return values, Kept(tape.only().logits, states)
 
 
 def _reduced(values: Arrays, batch: Batch, prepared: Prepared) -> Arrays:
     """The arrays of `measure` for one batch, (B, L, H[, S]), from what was recorded."""
     result = {name: values[name] for name in ROWS} | {"content_mass": values["mass"][..., 0]}
     result |= {name: values.get(name, np.full_like(values["entropy"], np.nan)) for name in PAIRS}
+    result |= {name: values[name] for name in hidden.STREAMED if name in values}
     result["sink_census"] = _sink_census(values["received_mean"], batch, prepared)
     if not prepared.salience:
         return result

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.core.errors import AttnlensError, OutputExists
+from attnlens.core.resampling import document_means
 from attnlens.core.weights import WeightChange, pool
 
 STORE = "comparison.zarr"
@@ -129,6 +130,38 @@ class Comparison:
             change = pool(WeightChange(*row) for row in part[fields].itertuples(index=False, name=None))
             rows.append({"model": model, "layer": layer, "relative": change.relative, "entries": change.entries})
         return pd.DataFrame(rows, columns=["model", "layer", "relative", "entries"])
+
+    def states(self) -> pd.DataFrame:
+        """How far hidden states moved: one row per tuned model and depth, 0 = what enters the first layer.
+
+        columns model, depth; hidden_change: ‖h′ − h‖ / ‖h‖, mean over documents; n: documents with data; cka: debiased
+        linear CKA with the base over the tokens of a batch, 1 = the same geometry; tokens: that CKA saw. Empty where
+        models give no states.
+        """
+        columns = ["model", "depth", "hidden_change", "n", "cka", "tokens"]
+        if "cka" not in self.data:
+            return pd.DataFrame(columns=columns)
+        values = self.data["hidden_change"].transpose("example", "model", "depth").values
+        means = document_means(values, self.data["document"].values)
+        known = ~np.isnan(means)
+        n = known.sum(0)
+        change = np.where(known, means, 0.0).sum(0) / np.where(n > 0, n, np.nan)
+        cka, tokens = self.data["cka"].values, np.nan_to_num(self.data["cka_tokens"].values).astype(int)
+        depth = np.arange(means.shape[2])
+        frames = [
+            pd.DataFrame(
+                {
+                    "model": name,
+                    "depth": depth,
+                    "hidden_change": change[i],
+                    "n": n[i],
+                    "cka": cka[i],
+                    "tokens": tokens[i],
+                }
+            )
+            for i, name in enumerate(self.models)
+        ]
+        return pd.concat(frames[1:], ignore_index=True)
 
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and one JSON: readable without us.

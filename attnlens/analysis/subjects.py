@@ -111,6 +111,8 @@ def split_floor(data: xr.Dataset, floor: Sequence[Checkpoint]) -> tuple[xr.Datas
     shift = abs((data.isel(model=-1) - data.isel(model=-2)).mean("head").mean("example"))
     sizes = {name: float(shift[name].max()) for name in ("focus", "entropy", "entropy_content") if name in shift}
     sizes["jsd"] = float(data["jsd"].isel(model=-1).mean("head").mean("example").max())
+    if "hidden_change" in data:
+        sizes["hidden_change"] = float(data["hidden_change"].isel(model=-1).mean("example").max())
     return data.isel(model=slice(0, -2)), {"model": floor[-1].name, **sizes}
 
 

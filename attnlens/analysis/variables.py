@@ -16,13 +16,17 @@ from attnlens.core.rows import STATISTICS
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable. low and high hold for texts of any length; infinite where nothing holds."""
+    """One variable. low and high hold for texts of any length; infinite where nothing holds.
+
+    axes: names of its axes; empty: model, example, layer, head, salience, as many as it has.
+    """
 
     title: str
     unit: str
     reference: str
     low: float = 0.0
     high: float = math.inf
+    axes: tuple[str, ...] = ()
 
     def attributes(self) -> dict[str, Any]:
         """As attributes of an xarray variable, under CF's names; a bound that is none is left out."""
@@ -79,6 +83,14 @@ VARIABLES: dict[str, Variable] = {
     "received_precision": Variable(
         "marked tokens among as many that receive most attention", "share", "Arras et al. 2022", 0, 1
     ),
+    "hidden_change": Variable(
+        "change of hidden states against base", "share of their length", "METRICS 5", axes=("model", "example", "depth")
+    ),
+    # A ratio of unbiased estimates: it may pass its bounds by a little.
+    "cka": Variable(
+        "debiased linear CKA of hidden states with base", "1", "Song et al. 2012", -math.inf, axes=("model", "depth")
+    ),
+    "cka_tokens": Variable("tokens that CKA saw", "tokens", "Nguyen et al. 2021", axes=("model", "depth")),
 }
 
 
@@ -88,7 +100,10 @@ def dataset(names: Sequence[str], prepared: Prepared, arrays: Arrays, sites: Seq
     salience = {"salience": list(prepared.salience)} if prepared.salience else {}
     examples = prepared.examples
     return xr.Dataset(
-        {name: (dims[: values.ndim], values, VARIABLES[name].attributes()) for name, values in arrays.items()},
+        {
+            name: (VARIABLES[name].axes or dims[: values.ndim], values, VARIABLES[name].attributes())
+            for name, values in arrays.items()
+        },
         coords={
             "model": list(names),
             "id": ("example", [example.id for example in examples]),

@@ -7,6 +7,7 @@ text are no independent draws, so CKA describes and carries no interval.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ class Similarity:
         n = len(x)
         if n < FEWEST:
             return cls(skipped=n)
-        return cls(n * _hsic(x, y), n * _hsic(x, x), n * _hsic(y, y), n)
+        cross, first, second = _products(x, y)
+        left, right = _Margins.of(x), _Margins.of(y)
+        return cls(n * _hsic(cross, left, right), n * _hsic(first, left, left), n * _hsic(second, right, right), n)
 
     def merge(self, other: "Similarity") -> "Similarity":
         """Both data sets together; neither record is changed."""
@@ -75,7 +78,7 @@ def hsic(x: Tensor, y: Tensor) -> float:
     Reference: Song et al. 2012, equation 5.
     """
     x, y = _centred(x, y)
-    return _hsic(x, y) if len(x) >= FEWEST else math.nan
+    return _hsic(_products(x, y)[0], _Margins.of(x), _Margins.of(y)) if len(x) >= FEWEST else math.nan
 
 
 def cka(x: Tensor, y: Tensor) -> float:
@@ -92,7 +95,8 @@ def cka(x: Tensor, y: Tensor) -> float:
 def relative_change(base: Tensor, tuned: Tensor) -> Tensor:
     """‖h′ − h‖ / ‖h‖ of each token: base, tuned (*, D) → (*) float64, at least 0, exactly 0 for equal states.
 
-    NaN where the base is all zeros and the tuned state is not. Rotation and scale count as change.
+    Lengths are taken in float32 or better. NaN where the base is all zeros and the tuned state is not. Rotation and
+    scale count as change.
     Hand example: (3, 4) → (3, 5): 1/5.
     """
     if base.shape != tuned.shape or not base.ndim:
@@ -100,20 +104,39 @@ def relative_change(base: Tensor, tuned: Tensor) -> Tensor:
             f"base and tuned states (*, D) must have one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}. "
             "Give the states of the same tokens and layer."
         )
-    base, tuned = _wide(base), _wide(tuned)
-    moved, length = (tuned - base).norm(dim=-1), base.norm(dim=-1)
+    base, tuned = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (base, tuned))
+    moved, length = _wide((tuned - base).norm(dim=-1)), _wide(base.norm(dim=-1))
     return torch.where(moved == 0, moved, moved / torch.where(length > 0, length, math.nan))
 
 
-def _hsic(x: Tensor, y: Tensor) -> float:
-    """HSIC₁ of centred states without building the kernels: their sums follow from x, y and the squared lengths."""
-    n = len(x)
-    own, other = x.square().sum(1), y.square().sum(1)  # the diagonals
-    rows, columns = x @ x.sum(0) - own, y @ y.sum(0) - other  # K̃1 and L̃1
-    # Σ K∘L = ‖xᵀy‖²: whichever of tokens and widths is fewer makes the smaller matrix.
-    whole = ((x @ x.T) * (y @ y.T)).sum() if n < min(x.shape[1], y.shape[1]) else (x.T @ y).square().sum()
-    trace = whole - own @ other
-    total = trace + rows.sum() * columns.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ columns) / (n - 2)
+class _Margins(NamedTuple):
+    """Diagonal (N) of the kernel xxᵀ, and the sums (N) of its rows without the diagonal."""
+
+    diagonal: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Margins":
+        diagonal = x.square().sum(1)
+        return cls(diagonal, x @ x.sum(0) - diagonal)
+
+
+def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ K∘L, Σ K∘K and Σ L∘L of the kernels K = xxᵀ and L = yyᵀ.
+
+    Σ K∘L = ‖xᵀy‖²: whichever of tokens and widths is fewer makes the smaller matrices.
+    """
+    if len(x) < min(x.shape[1], y.shape[1]):
+        k, l = x @ x.T, y @ y.T  # noqa: E741
+        return (k * l).sum(), k.square().sum(), l.square().sum()
+    return (x.T @ y).square().sum(), (x.T @ x).square().sum(), (y.T @ y).square().sum()
+
+
+def _hsic(product: Tensor, x: _Margins, y: _Margins) -> float:
+    """HSIC₁ of centred states from the sum over K∘L and the margins of both kernels."""
+    n = len(x.rows)
+    trace = product - x.diagonal @ y.diagonal
+    total = trace + x.rows.sum() * y.rows.sum() / ((n - 1) * (n - 2)) - 2 * (x.rows @ y.rows) / (n - 2)
     return float(total / (n * (n - 3)))
 
 

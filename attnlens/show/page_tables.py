@@ -8,7 +8,7 @@ import pandas as pd
 from attnlens.analysis.results import Comparison
 from attnlens.analysis.wording import signed
 from attnlens.show.plots import percent, plain
-from attnlens.show.tables import heads_table, layers_table, models_table
+from attnlens.show.tables import heads_table, layers_table, models_table, states_table
 from attnlens.show.training_records import QUALITIES
 from attnlens.show.training_tables import classes_table, cost_table, forgetting_table, training_table
 from attnlens.show.twins import twins
@@ -137,7 +137,7 @@ def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_rows(comparison: Comparison) -> dict[str, Any]:
-    """The report's table of layers: focus, entropy and weight change, one row for each tuned model and layer."""
+    """The report's table of layers: focus, entropy, maps, hidden states and weights, a row for each model and layer."""
     frame = layers_table(comparison).dropna(subset="layer")
     columns: dict[str, Cell] = {"layer": lambda row: (str(row["layer"]), row["layer"])}
     if len(comparison.models) > 2:
@@ -151,11 +151,20 @@ def layer_rows(comparison: Comparison) -> dict[str, Any]:
         }
     if frame["jsd_estimate"].notna().any():
         columns["JSD (% of its maximum)"] = lambda row: _number(row["jsd_estimate"], plain)
+    note = ""
+    if frame["hidden_change"].notna().any():
+        columns["hidden states moved (%)"] = lambda row: _known(row["hidden_change"], percent)
+        columns["CKA"] = lambda row: _known(row["cka"], "{:.3f}".format)
+        note = (
+            "Hidden states moved: ‖tuned − base‖ / ‖base‖ of a token's state after the layer, mean over "
+            f"{frame['hidden_n'].max():.0f} documents. CKA: how alike both models' states are but for rotation and "
+            f"scale (1 = the same), debiased, over {states_table(comparison)['tokens'].max():,} tokens."
+        )
     if frame["relative"].notna().any():  # not of layers that share their weights
         columns["weight change (%)"] = lambda row: _known(row["relative"], percent)
     if frame["floor"].max() > 0:
         columns["rounding alone (%)"] = lambda row: _known(row["floor"], percent)
-    return _table("Layers", "layers", frame, columns)
+    return _table("Layers", "layers", frame, columns) | {"note": note}
 
 
 def head_rows(comparison: Comparison) -> dict[str, Any]:

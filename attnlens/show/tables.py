@@ -180,7 +180,8 @@ def circuits_table(comparison: Comparison) -> pd.DataFrame:
 
 def layers_table(comparison: Comparison) -> pd.DataFrame:
     """One row for each tuned model and layer: change of focus (by salience definition) and of entropy in points, with
-    interval and adjusted p, JSD in percent of its maximum, and the weight change `relative` in percent.
+    interval and adjusted p, JSD in percent of its maximum, and the weight change `relative` in percent; of the hidden
+    states after the layer the change in percent of their length with its number of documents, and their CKA.
 
     The layers are those of attention and those of weights: either may have some that the other has not.
     """
@@ -194,7 +195,20 @@ def layers_table(comparison: Comparison) -> pd.DataFrame:
         columns = tests[["estimate", "low", "high", "p_adjusted"]].add_prefix(f"{prefix}_")
         table = table.join(columns, on=["model", "layer"])
     jsd = jsd_table(comparison).set_index(["model", "layer"])[["estimate", "low", "high"]].add_prefix("jsd_")
-    return table.join(jsd, on=["model", "layer"])
+    states = states_table(comparison).rename(columns={"depth": "layer", "n": "hidden_n"})
+    states = states.set_index(["model", "layer"])[["hidden_change", "hidden_n", "cka"]]
+    if comparison.data.sizes.get("depth") != comparison.data.sizes["layer"] + 1:
+        states = states.head(0)  # not one attention layer to a state: the numbers would be of other places
+    return table.join(jsd, on=["model", "layer"]).join(states, on=["model", "layer"])
+
+
+def states_table(comparison: Comparison) -> pd.DataFrame:
+    """One row for each tuned model and depth: 0 = what enters the first layer, else what the layer so numbered gives.
+
+    hidden_change: of the states, in percent of their length, mean over n documents; cka: over so many tokens.
+    """
+    table = comparison.states()
+    return in_order(comparison, table).assign(hidden_change=100 * table["hidden_change"].astype(float))
 
 
 def entropy_table(comparison: Comparison) -> pd.DataFrame:
@@ -277,6 +291,7 @@ def all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
         "layers": layers_table(comparison),
         "heads": heads_table(comparison),
         "examples": examples_table(comparison),
+        **({"states": states} if len(states := states_table(comparison)) else {}),
         **{name: table for name, table in _training(comparison).items() if len(table)},
     }
 

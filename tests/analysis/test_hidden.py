@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from torch import Tensor
 
-from attnlens.analysis.hidden import HiddenPair, counted, hidden_change, states
+from attnlens.analysis import hidden
+from attnlens.analysis.compare import CompareOptions, compare
+from attnlens.analysis.hidden import counted, merged, moved
+from attnlens.analysis.measure import MeasureOptions, Subject, measure
 from attnlens.analysis.prepare import Prepared, Reading, assemble, plan, prepare
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.core.errors import CheckpointError, CorpusError, ShapeError
+from attnlens.core.errors import CheckpointError, ShapeError
+from attnlens.core.similarity import cka
 from attnlens.text.corpus import Corpus
 
 KINDS = ("bert", "llama")
@@ -48,6 +53,15 @@ def prepared(base: Checkpoint, corpus: Corpus) -> Prepared:
     return prepare(corpus.select(range(10)), [base], Reading("content", max_length=40))
 
 
+def measured(models: list[Checkpoint], prepared: Prepared, batch_size: int = 4, **options):
+    """hidden_change (M − 1, N, L + 1), cka (M − 1, L + 1) and the tokens it saw."""
+    subjects = [Subject(model, number == 0) for number, model in enumerate(models)]
+    arrays = measure(subjects, prepared, MeasureOptions(batch_size, **options)).arrays
+    assert np.isnan(arrays["hidden_change"][0]).all() and np.isnan(arrays["cka"][0]).all(), "no model is its own null"
+    assert np.isnan(arrays["cka_tokens"][0]).all() and len(np.unique(arrays["cka_tokens"][1:])) == 1
+    return arrays["hidden_change"][1:], arrays["cka"][1:], arrays["cka_tokens"][1, 0]
+
+
 def slow(models: list[Checkpoint], prepared: Prepared, index: int) -> list[list[np.ndarray]]:
     """States (n, D) of one text's counted tokens, for each model and layer, alone and in float64."""
     encoded, found = prepared.encodings[index], []
@@ -74,52 +88,80 @@ def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_plain_transformers(kind: str, pairs: dict[str, list[Checkpoint]], prepared: Prepared):
     models = pairs[kind]
-    got = hidden_change(models, prepared, batch_size=4)
+    change, found, tokens = measured(models, prepared)
     one_by_one = [slow(models, prepared, index) for index in range(len(prepared.examples))]
     for index, (old, new) in enumerate(one_by_one):
-        for layer, (h, moved) in enumerate(zip(old, new, strict=True)):
-            expected = np.mean(np.linalg.norm(moved - h, axis=1) / np.linalg.norm(h, axis=1))
-            assert got.relative[0, index, layer] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    assert got.relative.shape == (1, 10, 3)
-    for layer in range(3):
+        for depth, (h, later) in enumerate(zip(old, new, strict=True)):
+            expected = np.mean(np.linalg.norm(later - h, axis=1) / np.linalg.norm(h, axis=1))
+            assert change[0, index, depth] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert change.shape == (1, 10, 3) and found.shape == (1, 3)
+    for depth in range(3):
         sums = np.zeros(3)
         for indices in plan(prepared, 4):
-            x, y = (np.concatenate([one_by_one[i][side][layer] for i in indices]) for side in (0, 1))
+            x, y = (np.concatenate([one_by_one[i][side][depth] for i in indices]) for side in (0, 1))
             sums += len(x) * np.array([slow_hsic(x, y), slow_hsic(x, x), slow_hsic(y, y)])
-        expected = sums[0] / math.sqrt(sums[1] * sums[2])
-        assert got.table["cka"][layer] == pytest.approx(expected, abs=1e-5)
-    tokens = sum(int((~encoded.special).sum()) for encoded in prepared.encodings)
-    assert (got.table["tokens"] == tokens).all() and (got.table["skipped"] == 0).all()
-    assert (got.table["cka"][:2] == 1).all() and got.table["cka"][2] < 1, "only the second block was changed"
-    assert (got.relative[:, :, :2] == 0).all() and (got.relative[:, :, 2] > 0).all()
-
-
-def test_the_table_counts_documents_once(pairs: dict[str, list[Checkpoint]], prepared: Prepared):
-    got = hidden_change(pairs["bert"], prepared, batch_size=4)
-    names = np.array([example.document for example in prepared.examples])
-    means = [got.relative[0, names == name, 2].mean() for name in np.unique(names)]
-    assert got.table["relative"][2] == pytest.approx(np.mean(means), rel=1e-12)
-    assert (got.table["n"] == len(means)).all() and got.table["model"].unique().tolist() == ["tuned"]
+        assert found[0, depth] == pytest.approx(sums[0] / math.sqrt(sums[1] * sums[2]), abs=1e-5)
+    assert tokens == sum(int((~encoded.special).sum()) for encoded in prepared.encodings)
+    assert (found[0, :2] == 1).all() and found[0, 2] < 1, "only the second block was changed"
+    assert (change[:, :, :2] == 0).all() and (change[:, :, 2] > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_base_against_itself_is_exactly_nothing(kind: str, pairs: dict[str, list[Checkpoint]], prepared: Prepared):
+    """I-4."""
     base = pairs[kind][0]
-    got = hidden_change([base, base, pairs[kind][1]], prepared, batch_size=3)
-    assert (got.relative[0] == 0).all() and got.relative[1, :, 2].min() > 0
-    itself = got.table[: got.relative.shape[2]]
-    assert (itself["cka"] == 1).all() and (itself["relative"] == 0).all()
+    change, found, _ = measured([base, base, pairs[kind][1]], prepared, 3)
+    assert (change[0] == 0).all() and change[1, :, 2].min() > 0
+    assert (found[0] == 1).all()
 
 
 def test_swapped_models_have_the_same_cka(pairs: dict[str, list[Checkpoint]], prepared: Prepared):
-    there, back = (hidden_change(models, prepared).table for models in (pairs["bert"], pairs["bert"][::-1]))
-    np.testing.assert_allclose(there["cka"], back["cka"], rtol=1e-12)
+    there, back = (measured(models, prepared)[1] for models in (pairs["bert"], pairs["bert"][::-1]))
+    np.testing.assert_allclose(there, back, rtol=1e-12)
 
 
 def test_texts_do_not_depend_on_their_batch(pairs: dict[str, list[Checkpoint]], prepared: Prepared):
-    one, many = (hidden_change(pairs["llama"], prepared, batch_size=size) for size in (1, 10))
-    np.testing.assert_allclose(one.relative, many.relative, rtol=1e-4, atol=1e-7)
-    assert (one.table["tokens"] == many.table["tokens"]).all()
+    one, many = (measured(pairs["llama"], prepared, size)[0] for size in (1, 10))
+    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-7)
+
+
+def test_a_resumed_run_has_the_same_bits(pairs: dict[str, list[Checkpoint]], prepared: Prepared, tmp_path):
+    whole = measured(pairs["bert"], prepared, 3)
+    first = measured(pairs["bert"], prepared, 3, parts=tmp_path)
+    parts = sorted(tmp_path.glob("*.npz"))
+    assert len(parts) == 4
+    parts[0].unlink(), parts[2].unlink()
+    resumed = measured(pairs["bert"], prepared, 3, parts=tmp_path)
+    for plain, stored, again in zip(whole, first, resumed, strict=True):
+        np.testing.assert_array_equal(plain, stored)
+        np.testing.assert_array_equal(plain, again)
+
+
+def test_a_comparison_holds_it_with_its_documents(
+    base: Checkpoint, tuned: Checkpoint, corpus: Corpus, prepared: Prepared
+):
+    texts = corpus.select(range(10))
+    options = CompareOptions(batch_size=4, max_length=40, passages=0)
+    comparison = compare(base, [tuned, tuned], corpus=texts, salience=(), options=options)
+    change, found, tokens = measured([base, tuned], prepared)
+    np.testing.assert_array_equal(comparison.data["hidden_change"].values[1], change[0])
+    assert comparison.data["hidden_change"].dims == ("model", "example", "depth")
+    states = comparison.states()
+    assert states["model"].tolist() == [comparison.models[1]] * 3 + [comparison.models[2]] * 3
+    assert states["depth"].tolist() == [0, 1, 2] * 2 and (states["tokens"] == tokens).all()
+    np.testing.assert_array_equal(states["cka"], np.tile(found[0], 2))
+    names = np.array([example.document for example in texts])
+    means = [change[0, names == name].mean(0) for name in np.unique(names)]
+    np.testing.assert_allclose(states["hidden_change"], np.tile(np.mean(means, 0), 2), rtol=1e-12)
+    assert (states["n"] == len(means)).all()
+
+
+def test_a_model_without_states_says_so(base: Checkpoint, corpus: Corpus, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hidden, "states_of", lambda output, tokens: None)
+    options = CompareOptions(passages=0)
+    found = compare(base, base, corpus=corpus.select(range(3)), salience=(), options=options)
+    assert "hidden_change" not in found.data and found.states().empty
+    assert any("hidden_change has no data in some layers of" in line for line in found.provenance["warnings"])
 
 
 def test_special_tokens_padding_and_the_decoders_first_token_do_not_count(prepared: Prepared, base: Checkpoint):
@@ -131,43 +173,52 @@ def test_special_tokens_padding_and_the_decoders_first_token_do_not_count(prepar
     assert (counted(prepared, batch, decoder=False).sum(1) == batch.mask.sum(1) - 2).all()
 
 
+def random_states(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def test_a_text_without_tokens_is_no_data_and_counted():
     valid = torch.tensor([[True] * 5, [False] * 5])
-    base, tuned = torch.randn(2, 2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
-    pair = HiddenPair()
-    pair.update([base], [tuned], valid)
-    assert np.isnan(pair.relative[1, 0]) and pair.relative[0, 0] > 0
-    row = pair.frame().iloc[0]
-    assert (row["n"], row["tokens"]) == (1, 5) and row["relative"] == pair.relative[0, 0]
-    few = HiddenPair()
-    few.update([base], [tuned], torch.arange(10).reshape(2, 5) < 3)
-    assert few.frame()["skipped"][0] == 3 and math.isnan(few.frame()["cka"][0])
-    assert HiddenPair().frame().empty
+    base, tuned = random_states(2, 2, 5, 3).unbind(0)
+    found = moved([base], [tuned], valid)
+    assert np.isnan(found["hidden_change"][1, 0]) and found["hidden_change"][0, 0] > 0
+    assert merged(found["similarity"][None])["cka_tokens"].item() == 5
+    few = moved([base], [tuned], torch.arange(10).reshape(2, 5) < 3)["similarity"]
+    assert few[0, 0, -1] == 3, "three tokens were skipped"
+    assert all(np.isnan(array).all() for array in merged(few[None]).values())
+    nothing = moved([base], [tuned], torch.zeros(2, 5, dtype=torch.bool))
+    assert np.isnan(nothing["hidden_change"]).all() and not nothing["similarity"].any()
+
+
+def test_cka_sees_some_tokens_of_a_large_batch_and_the_change_sees_all(monkeypatch: pytest.MonkeyPatch):
+    """Every fifth of 100 tokens, the first and the last among them; the same for every layer and model."""
+    monkeypatch.setattr(hidden, "MOST_TOKENS", 20)
+    base, tuned = random_states(2, 4, 25, 6).unbind(0)
+    tuned = base + tuned
+    found = moved([base], [tuned], torch.ones(4, 25, dtype=torch.bool))
+    chosen = np.linspace(0, 99, 20).round().astype(int)
+    got = merged(found["similarity"][None])
+    assert got["cka"].item() == cka(base.reshape(100, 6)[chosen], tuned.reshape(100, 6)[chosen])
+    assert got["cka_tokens"].item() == 20
+    expected = ((tuned - base).norm(dim=-1) / base.norm(dim=-1)).mean(1)
+    np.testing.assert_allclose(found["hidden_change"][:, 0], expected, rtol=1e-12)
 
 
 def test_what_does_not_fit_is_refused(base: Checkpoint, prepared: Prepared):
-    with pytest.raises(CorpusError, match="at least one tuned model"):
-        hidden_change([base], prepared)
     state, valid = torch.zeros(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
     for layers in ([state], [state, state[:1]]):
         with pytest.raises(ShapeError, match="same layers and tokens of both models"):
-            HiddenPair().update([state, state], layers, valid)
-    pair = HiddenPair()
-    pair.update([state], [state], valid)
-    with pytest.raises(ShapeError, match="1 states came before; got 2"):
-        pair.update([state, state], [state, state], valid)
+            moved([state, state], layers, valid)
     broken = replace(base, model=copy.deepcopy(base.model), name="broken")
     with torch.no_grad():
         broken.model.encoder.layer[1].output.dense.bias.fill_(math.nan)
     with pytest.raises(CheckpointError, match="broken gives hidden states that are no numbers"):
-        hidden_change([base, broken], prepared)
+        measured([base, broken], prepared)
 
 
 def test_states_leave_the_model_as_it_was(base: Checkpoint, prepared: Prepared):
     batch = assemble(prepared, np.arange(3), base)
     before = base.backbone(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-    found = states(base, batch, batch.mask.bool())
+    measured([base, base], prepared)
     after = base.backbone(input_ids=batch.ids, attention_mask=batch.mask)
-    assert len(found) == 3 and found[0].shape == (*batch.ids.shape, 32)
     assert torch.equal(before, after.last_hidden_state) and after.hidden_states is None
-    assert torch.equal(found[-1][batch.mask.bool()], before[batch.mask.bool()])

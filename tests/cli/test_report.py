@@ -43,7 +43,8 @@ def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt", "tex")} == drawn
-    tables = {"tests", "weights", "layers", "heads", "examples", "models", "training", "cost", "forgetting", "classes"}
+    tables = {"tests", "weights", "layers", "states", "heads", "examples", "models"}
+    tables |= {"training", "cost", "forgetting", "classes"}
     assert {path.stem for path in (folder / "tables").iterdir()} == tables
     assert json.loads((folder / "summary.json").read_text())["verdict"] == json.loads(finished.done.out)["verdict"]
     page = (folder / "report.html").read_text()

@@ -81,8 +81,18 @@ def _with_divergence(rng: np.random.Generator, data: xr.Dataset, salience: tuple
     size = np.linspace(1.0, 0.4, max(sizes[0] - 1, 1))[:, None, None, None]
     jsd = scale * size * (0.01 + 0.11 * depth**2) * rng.gamma(2.0, 0.5, size=(sizes[0] - 1, *sizes[1:]))
     jsd = np.concatenate([np.full((1, *sizes[1:]), np.nan), jsd])
+    states = (
+        np.linspace(0, 0.4 * scale, sizes[2] + 1) * np.ones((*sizes[:2], 1)) / np.arange(1, sizes[0] + 1)[:, None, None]
+    )
+    states[0] = np.nan
     found = data.assign(
-        jsd=(dims, jsd), kl_forward=(dims, 2.3 * jsd), kl_backward=(dims, 2.1 * jsd), tv=(dims, np.sqrt(jsd / 2))
+        hidden_change=(("model", "example", "depth"), states),
+        cka=(("model", "depth"), 1 - states[:, 0] ** 2),
+        cka_tokens=(("model", "depth"), 4321 + 0 * states[:, 0]),
+        jsd=(dims, jsd),
+        kl_forward=(dims, 2.3 * jsd),
+        kl_backward=(dims, 2.1 * jsd),
+        tv=(dims, np.sqrt(jsd / 2)),
     )
     if salience:
         relation = {

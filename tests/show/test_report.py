@@ -18,7 +18,7 @@ from attnlens.show.report import island, page, report, split_sentence
 from attnlens.show.tables import csv, examples_table, spreadsheet_safe
 from tests.show.synthetic import make_comparison
 
-TABLES = ["examples", "heads", "layers", "models", "tests", "training", "weights"]
+TABLES = ["examples", "heads", "layers", "models", "states", "tests", "training", "weights"]
 
 
 class Page(HTMLParser):
