@@ -128,7 +128,7 @@ def compare(
     arrays, sites, reasons = measure(subjects, prepared, measuring)
     data, rounding = split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     if options.knockout and salience:
-        data = data.merge(_knocked_out(cast, prepared, options))
+        data = data.assign(_knocked_out(cast, prepared, options))
     noise = _noise(cast, prepared, options) if options.noise_band and salience else None
     tests = infer(data, roles=cast.roles, sesoi=options.sesoi, seed=options.seed, noise=noise)
     data = data.isel(model=slice(cast.answered))  # a seed bears on another model's answer and has none of its own
@@ -153,15 +153,17 @@ def compare(
     return Comparison(data, weights, heads, tests, answers, passages, facts)
 
 
-def _knocked_out(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.Dataset:
-    """What hiding the words of the headline definition does; each variable says of which outcome it speaks."""
+def _knocked_out(cast: Cast, prepared: Prepared, options: CompareOptions) -> dict[str, xr.Variable]:
+    """What hiding the words of the headline definition does, by name; NaN for seeds, which are not knocked out."""
     asked = KnockoutOptions(batch_size=options.batch_size, seed=options.seed, progress=options.further)
     names = cast.names[: cast.answered]
     found = knockout(cast.models[: cast.answered], prepared, asked).assign_coords(model=names)
     told = {name: found.attrs[name] for name in ("salience", "outcome", "unit", "reason")}
-    for name, title in KNOCKED_OUT.items():
-        found[name].attrs = told | {"long_name": title, "units": found.attrs["unit"]}
-    return found.drop_attrs(deep=False)
+    whole = found.reindex(model=cast.names)
+    return {
+        name: whole[name].assign_attrs(told | {"long_name": title, "units": found.attrs["unit"]}).variable
+        for name, title in KNOCKED_OUT.items()
+    }
 
 
 def _noise(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.DataArray:

@@ -43,11 +43,11 @@ def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
 
 
 def agreement(answers: dict[str, Answer]) -> str:
-    """How many of the declared salience definitions give the headline's verdict; empty where there is one alone."""
-    verdicts = {name: answer.verdict for name, answer in answers.items()}
-    first = next(iter(verdicts.values()))
-    if len(verdicts) < 2:
+    """How many of the declared salience definitions give the headline's verdict; empty where no two have data."""
+    verdicts = {name: answer.verdict for name, answer in answers.items() if answer.headline}
+    if len(verdicts) < 2 or not next(iter(answers.values())).headline:
         return ""
+    first = next(iter(verdicts.values()))
     agree = [name for name, verdict in verdicts.items() if verdict == first]
     others = [f"{name} says {verdict}" for name, verdict in verdicts.items() if verdict != first]
     told = f"{len(agree)} of {len(verdicts)} definitions of the words that matter say {first} ({', '.join(agree)})"

@@ -233,6 +233,7 @@ def _recorded(subject: Subject, batch: Batch, prepared: Prepared, base: Kept) ->
     checkpoint = subject.checkpoint
     definitions = len(prepared.salience)
     names = STATISTICS + (FOCUS if definitions else ()) + (() if subject.reference else tuple(PAIRS))
+    marked = tuple(range(1 + MARKED, 1 + PER_DEFINITION * definitions, PER_DEFINITION))
     recorder = record(
         checkpoint.backbone,
         names,
@@ -243,6 +244,7 @@ def _recorded(subject: Subject, batch: Batch, prepared: Prepared, base: Kept) ->
         together=tuple(
             (start + MATCHED, start + CONTROL) for start in range(1, PER_DEFINITION * definitions, PER_DEFINITION)
         ),
+        columns={"mass": (0, *marked)} | dict.fromkeys(MARKED_ONLY, marked),
         keep=subject.reference,
         against=None if subject.reference else base.logits,
         without_virtual=True,
@@ -277,8 +279,8 @@ def _reduced(values: Arrays, batch: Batch, prepared: Prepared) -> Arrays:
     def of(array: np.ndarray, kind: int) -> np.ndarray:
         return array[..., 1 + kind :: PER_DEFINITION]
 
-    for name in ("mass", "share", *MARKED_ONLY):
-        result[name] = of(values[name], MARKED)
+    result |= {"mass": values["mass"][..., 1:]} | {name: values[name] for name in MARKED_ONLY}
+    result["share"] = of(values["share"], MARKED)
     for kind, name in ((MATCHED, "matched"), (CONTROL, "control"), (RANDOM, "random"), (SWAPPED, "swapped")):
         result[f"share_{name}"] = of(values["share"], kind)
     result["focus"] = result["share_matched"] - result["share_control"]

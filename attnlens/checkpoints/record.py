@@ -127,20 +127,20 @@ class record:  # a verb in lower case, like torch.no_grad
     rows: (B, Q) weights, or (B, Q, G) with rows of its own for each group column (column 0 serves the statistics
         without groups); the tape then holds row means, (B, L, H[, G]), and their counts instead of rows.
     together: columns of groups whose shares are compared, as ((2, 3),): a row that sees one of them gives the others 0.
+    columns: of a statistic about groups, the columns that it is computed for, as {"lift": (1, 4)}: the last axis of the
+        tape, in this order; all columns where it is not named, and of shares that are compared.
     layers, heads: numbers of the attention sites (in the order they run) and of their heads; None: all.
     exact: keep the model's own implementation and compute the statistics beside it. Without it, and under no_grad,
         output and statistics come from one tiled pass in float32 (≤ 1e-5 relative).
     keep: leave the queries and keys of each measured site in `call.logits`, in the dtype of the model.
     against: what another model's `keep` left of this batch, with the same layers and heads. `statistics` may then name
         those of two maps (attnlens.core.pairs.PAIRS), with the other model as base and this one as tuned.
-
     without_virtual: leave virtual tokens out, as rows and as keys; the attention that is left among the text's own
-        tokens is scaled to 1, and the tape's axes are those of the text.
+        tokens is scaled to 1, and the tape's axes are those of the text. Otherwise virtual tokens of prompt and prefix
+        tuning stand in front of the tape's axes; groups and rows are of the text alone.
 
     share_value reads the output projection; where it is not known, or is given something else than what the attention
     gave, it is NaN, and `call.reasons` says why.
-    Otherwise virtual tokens of prompt and prefix tuning stand in front of the tape's axes; groups and rows are of the
-    text alone.
     In an encoder–decoder groups mark the tokens of the text that is read and rows those of the text that reads; where
     the measured sites do not share it, ShapeError asks for a choice of `layers`.
 
@@ -153,6 +153,7 @@ class record:  # a verb in lower case, like torch.no_grad
     groups: Tensor | None = None
     rows: Tensor | None = None
     together: tuple[tuple[int, ...], ...] = ()
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layers: Iterable[int] | None = None
     heads: Iterable[int] | None = None
     exact: bool = False

@@ -3,7 +3,7 @@
 import inspect
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.checkpoints.values import Values
 from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
-from attnlens.core.pairs import PAIRS, Logits, pair_statistics
+from attnlens.core.pairs import PAIRS, Logits
 from attnlens.core.rows import STATISTICS, Groups, dense_map
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
@@ -34,6 +34,7 @@ class Order(Protocol):
     groups: Tensor | None
     rows: Tensor | None
     together: tuple[tuple[int, ...], ...]
+    columns: Mapping[str, tuple[int, ...]]
     layers: Any
     heads: Any
     exact: bool
@@ -55,7 +56,7 @@ class Session:
         self.layers = None if order.layers is None else set(order.layers)
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
-        self.together = order.together
+        self.together, self.columns = order.together, order.columns
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))
@@ -179,23 +180,17 @@ class Session:
             weights = dense_map(*logits).weights[..., : key.shape[2]]
             results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
         else:
-            wanted = Wanted(self.names, self.groups, queries, norms)
+            against = _base(self.against, len(call.sites)) if self.pairs else None
+            wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
         if "distance" in results and site.kind == "cross":
             results["distance"].fill_(torch.nan)  # positions in two texts
-        if self.pairs:
-            results |= pair_statistics(_base(self.against, len(call.sites)), logits, self.pairs, queries=queries)
         call.sites.append(site)
         if self.keep:
             call.logits.append(_copied(logits))
         for name, result in results.items():
-            if name == "share":
-                result = _together(result, self.together)
-            if self.rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
-                result, count = _row_mean(result, self.rows.to(result))
-                call.counts.setdefault(name, []).append(count)
-            call.values.setdefault(name, []).append(result)
+            _put(self, call, name, result)
         return attended
 
     def _site(self, module: nn.Module, call: Call) -> Site:
@@ -297,11 +292,26 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
     return query[:, heads], key[:, [head // repeats for head in heads]], chosen
 
 
+def _put(session: Session, call: Call, name: str, result: Tensor) -> None:
+    """One statistic of one site onto the tape: its rows, or their means."""
+    rows, some = session.rows, session.columns.get(name)
+    if name == "share" and some is None:
+        result = _together(result, session.together)
+    if rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
+        if rows.ndim == 3 and some is not None:
+            rows = rows[..., list(some)]
+        result, count = _row_mean(result, rows.to(result))
+        call.counts.setdefault(name, []).append(count)
+    call.values.setdefault(name, []).append(result)
+
+
 def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
     """Shares (B, H, Q, G) that are 0 where only other columns of their set are seen, NaN where none is."""
+    unseen = values.isnan()
     for some in columns:
-        unseen = values[..., some].isnan()
-        values[..., some] = values[..., some].masked_fill(unseen & ~unseen.all(-1, keepdim=True), 0.0)
+        none = unseen[..., list(some)].all(-1)
+        for column in some:
+            values[..., column].masked_fill_(unseen[..., column] & ~none, 0.0)
     return values
 
 

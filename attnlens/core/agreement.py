@@ -45,9 +45,11 @@ def agreement(scores: np.ndarray, marked: np.ndarray, keys: np.ndarray | None = 
     marked, order = np.broadcast_arrays(marked, order)
     hits = np.take_along_axis(marked.astype(np.float64), order, -1) * used
     before = np.cumsum(np.concatenate([np.zeros_like(hits[..., :1]), hits], -1), -1)  # hits before each place
-    first, last = np.broadcast_to(first, hits.shape), np.broadcast_to(last, hits.shape)
-    above = np.take_along_axis(before, first, -1)
-    inside = np.take_along_axis(before, last, -1) - above
+    if ((last - first == 1) | ~used).all():  # no ties: each key is its own, and nothing need be looked up
+        above, inside = before[..., :-1], hits
+    else:
+        above = np.take_along_axis(before, np.broadcast_to(first, hits.shape), -1)
+        inside = np.take_along_axis(before, np.broadcast_to(last, hits.shape), -1) - above
     size, place = last - first, np.arange(hits.shape[-1])
     positives, total = before[..., -1], np.broadcast_to(used.sum(-1), hits.shape[:-1])
     negatives = total - positives

@@ -128,7 +128,7 @@ class Tiles:
             logits = torch.cat([logits, sink], -1)
         top = logits.amax(-1, keepdim=True)
         logits.sub_(top)
-        weights = torch.softmax(logits, -1, out=self._room("weights", logits.shape))
+        weights = torch.softmax(logits, -1, out=self.room("weights", logits.shape))
         return Tile(box, self.offset, self.scores, logits, weights, top[..., 0], shift)
 
     def output(self, tile: Tile) -> Tensor:
@@ -145,7 +145,7 @@ class Tiles:
         texts, heads, rows, width = query.shape
         packed = query.reshape(-1, self.repeats * rows, width)
         keys = self.keys[self._flat(box), : box.keys].transpose(1, 2)
-        room = self._room("logits", (len(packed), self.repeats * rows, box.keys))
+        room = self.room("logits", (len(packed), self.repeats * rows, box.keys))
         tile = torch.baddbmm(query.new_zeros(()), packed, keys, beta=0, alpha=self.scores.scale, out=room)
         shift = query.new_zeros(texts, heads, rows)
         if self.mean is not None:
@@ -159,7 +159,7 @@ class Tiles:
         start = box.texts.start * self.key_heads + box.heads.start // self.repeats
         return slice(start, start + (box.texts.stop - box.texts.start) * heads)
 
-    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory that all tiles share: fresh pages for each would cost more than some of the passes over them."""
         size = math.prod(shape)
         if name not in self.memory or self.memory[name].numel() < size:

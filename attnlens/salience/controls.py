@@ -81,10 +81,10 @@ def matched_controls(corpus: Corpus, marks: Sequence[np.ndarray], pieces: Sequen
     For every salient content word the candidates are the non-salient content words of the same text, at most 20
     words away, with as many pieces and the same log-frequency tercile of the corpus. Drawn freely from them, controls
     of words near an end of the text would all lie on one side, and a model that came to look near, and at nothing
-    else, would look keen on such words or averse to them. So in every text the matched words and the controls of each
-    kind have the same mean position: what attention gives to a position as such cancels where it changes evenly, and
-    leaves its bend over the few words between where it does not. A word with candidates on one side only stays
-    unmatched, unless another word of its kind makes up for it.
+    else, would look keen on such words or averse to them. So in every text the matched words and the controls of as
+    many pieces have the same mean position: what attention gives to a position as such cancels where it changes evenly,
+    and leaves its bend over the few words between where it does not. A word with candidates on one side only stays
+    unmatched, unless another word makes up for it.
 
     Within that, as many words as possible are matched and as near as possible: the weights f of the pairs maximise
     Σ f·(1 − (d/21)²) over their distances d, a linear program. They are what METRICS 2's draws have as their mean, so
@@ -103,7 +103,7 @@ def _control(kind: np.ndarray, marked: np.ndarray) -> Control:
 
 
 def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *, once: bool = False) -> np.ndarray:
-    """Weights (P,) float64 of the pairs of `candidates`: at most 1 in all for a salient word, level in each kind.
+    """Weights (P,) float64 of the pairs of `candidates`: at most 1 in all for a salient word, level in position.
 
     once: at most 1 in all for an ordinary word too.
     """
@@ -111,13 +111,13 @@ def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *,
         return np.zeros(0)
     apart = ordinary - salient
     at_most: Any = vstack([_indicators(side) for side in ((salient, ordinary) if once else (salient,))])
-    kinds = _indicators(kind[salient])
+    level = _indicators(kind[salient] // 3)  # by pieces: a word of two holds twice the tokens
     solved = linprog(
         (apart / (REACH + 1)) ** 2 - 1,
         A_ub=at_most,
         b_ub=np.ones(at_most.shape[0]),
-        A_eq=kinds.multiply(apart),
-        b_eq=np.zeros(kinds.shape[0]),
+        A_eq=level.multiply(apart),
+        b_eq=np.zeros(level.shape[0]),
     )
     assert solved.success, solved.message  # nothing matched is always allowed
     return np.where(solved.x > 1e-9, solved.x, 0.0)  # what the solver's tolerance leaves of 0 is none

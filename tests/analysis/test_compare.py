@@ -18,8 +18,8 @@ from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience import Aids
+from attnlens.salience.controls import matched_controls
 from attnlens.salience.placebos import random_words, swapped_words
-from attnlens.salience.regression import regression_controls
 from attnlens.text.align import encode, pieces, words
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.text.embedded import embedded
@@ -72,9 +72,8 @@ def test_numbers_equal_dense_maps_reduced_by_hand(comparison, base: Checkpoint, 
         np.array([any(s < span.end and e > span.start for span in x.spans or ()) for s, e in words(x.text)])
         for x in corpus
     ]
-    # Of these few texts' words too few find a match.
-    assert comparison.provenance["salience"]["spans"]["control"] == "regression"
-    controls = regression_controls(corpus, marks, counts)
+    assert comparison.provenance["salience"]["spans"]["control"] == "matched"
+    controls = matched_controls(corpus, marks, counts)
     number = next(i for i, control in enumerate(controls) if control.matched.any())
     example, control = corpus.examples[number], controls[number]
     encoded = encode(base.tokenizer, example.text, 512)

@@ -165,6 +165,11 @@ def test_the_abstract_says_what_was_held_against_what():
 
 
 def test_definitions_agree_or_say_what_they_say():
-    assert agreement({"spans": Answer("yes", "")}) == ""
-    told = agreement({"spans": Answer("yes", ""), "tfidf": Answer("no", ""), "keyness": Answer("yes", "")})
+    def said(verdict: str) -> Answer:
+        return Answer(verdict, "", headline={"layer": 1.0})
+
+    assert agreement({"spans": said("yes")}) == ""
+    told = agreement({"spans": said("yes"), "tfidf": said("no"), "keyness": said("yes")})
     assert told == "2 of 3 definitions of the words that matter say yes (spans, keyness); tfidf says no."
+    without = Answer("unclear", "Unclear: there is no focus answer.")
+    assert agreement({"spans": said("yes"), "tfidf": without}) == agreement({"spans": without, "tfidf": without}) == ""

@@ -311,7 +311,9 @@ def test_nearness_cancels_in_a_model_that_reads_no_content(
     name: str, rows: str, late: bool, control: str, minilm: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Near-uniform heads that come to look near move the share of the first or last words, not the net change."""
-    texts = corpus(0, 0, 0, 0, 2, 2) if late else corpus(2, 2, 0, 0, 0, 0)
+    # At the very edge a marked word has ordinary ones on one side only; a regression needs more words than that.
+    layout = (3, 0, 0) if control == "matched" else (2, 2, 0, 0, 0, 0)
+    texts = corpus(*(reversed(layout) if late else layout))
     of = of_kind(tiny(name, minilm, sharp=1.0), causal=name == "llama")
     near = planted(of, "near", of.layers - 1, recency, texts)
     if control == "regression":  # what a match rate below one half brings about
@@ -321,4 +323,4 @@ def test_nearness_cancels_in_a_model_that_reads_no_content(
     share = got.data["share"].isel(layer=-1, salience=0)
     assert abs(float((share.isel(model=1) - share.isel(model=0)).mean())) > 0.04
     net = got.tests.query("family == 'profile'")["estimate"].iloc[-1]
-    assert abs(net) < 0.01 and got.answer.verdict in ("no", "unclear")
+    assert abs(net) < 0.015 and got.answer.verdict in ("no", "unclear")

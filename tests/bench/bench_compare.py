@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
-from attnlens.analysis.measure import FOCUS, STATISTICS, MeasureOptions, Subject, measure
+from attnlens.analysis.measure import FOCUS, MARKED_ONLY, STATISTICS, MeasureOptions, Subject, measure
 from attnlens.analysis.prepare import PER_DEFINITION, Prepared, Reading, assemble, plan, prepare
 from attnlens.checkpoints.load import Checkpoint, load
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
@@ -93,9 +93,11 @@ def profile(definitions: int) -> None:
     weights[..., 0] = 1
     groups, scores = Groups.of(weights), Scores(32**-0.5, mask=mask)
     names = (*STATISTICS, *FOCUS)
+    marked = tuple(range(1, 1 + PER_DEFINITION * definitions, PER_DEFINITION))
+    columns = {"mass": (0, *marked)} | dict.fromkeys(MARKED_ONLY, marked)  # as `measure` asks
 
     def run(*chosen: str) -> Callable[[], object]:
-        wanted = Wanted(chosen, groups, norms=torch.ones(BATCH, 12, TOKENS))
+        wanted = Wanted(chosen, groups, norms=torch.ones(BATCH, 12, TOKENS), columns=columns)
         return lambda: attend(query, key, value, scores, wanted)
 
     def pairs() -> None:

@@ -397,6 +397,25 @@ def test_rows_may_differ_by_group():
                 torch.testing.assert_close(together["entropy"], alone["entropy"])
 
 
+def test_columns_are_chosen_for_each_statistic():
+    """As they stand in the whole, with rows for all and with rows for each column."""
+    model, inputs = build("bert"), batch()
+    groups = torch.rand(*inputs["input_ids"].shape, 4, generator=torch.Generator().manual_seed(0)).round()
+    groups[..., 0] = 1
+    columns = {"share": (3, 1), "mass": (0,)}
+    names = ("share", "mass", "lift", "entropy")
+    shared = inputs["attention_mask"].float()
+    for rows in (None, shared, shared[..., None] * torch.tensor([1.0, 1, 1, 0.5])):
+        with torch.no_grad():
+            with record(model, names, groups=groups, rows=rows) as whole:
+                model(**inputs)
+            with record(model, names, groups=groups, rows=rows, columns=columns) as tape:
+                model(**inputs)
+        for name in names:
+            expected = whole[name][..., list(columns[name])] if name in columns else whole[name]
+            torch.testing.assert_close(tape[name], expected, atol=1e-6, rtol=0, equal_nan=True)
+
+
 def test_layers_that_do_not_exist_are_refused():
     model = build("bert")
     with (

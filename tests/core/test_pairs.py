@@ -75,6 +75,20 @@ def test_equals_the_reference(case: str, size: int, monkeypatch: pytest.MonkeyPa
         np.testing.assert_allclose(got[name].numpy(), expected[name], atol=1e-11, rtol=1e-11, err_msg=name)
 
 
+@pytest.mark.parametrize(("one", "other"), [("causal", "causal"), ("plain", "causal"), ("causal", "plain")])
+def test_one_pass_serves_the_statistics_of_one_map_and_of_two(one: str, other: str, monkeypatch: pytest.MonkeyPatch):
+    """Whatever else of the tile is read or overwritten."""
+    monkeypatch.setattr(tiles, "TILE", 150)
+    _, (base, _), queries = pair(CASES[one])
+    _, (_, tuned), _ = pair(CASES[other])
+    singles = Wanted(("entropy", "max_weight"), queries=queries)
+    both = attend(*tuned[:2], None, tuned.scores, replace(singles, pairs=ALL, against=base))[1]
+    alone = attend(*tuned[:2], None, tuned.scores, singles)[1]
+    expected = alone | pair_statistics(base, tuned, ALL, queries=queries)
+    for name, values in expected.items():
+        torch.testing.assert_close(both[name], values, atol=1e-14, rtol=1e-14, equal_nan=True, msg=name)
+
+
 @pytest.mark.parametrize(("one", "other"), [("causal", "plain"), ("window", "causal"), ("mask", "plain")])
 def test_maps_that_see_different_keys(one: str, other: str, monkeypatch: pytest.MonkeyPatch):
     """What one map hides and the other sees has an infinite KL one way, and a finite JSD."""

@@ -43,6 +43,31 @@ def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last
         torch.testing.assert_close(together[name], alone[name], atol=1e-14, rtol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("case", ["mask", "causal sinks"])
+def test_chosen_columns_are_those_of_the_whole(case: str):
+    _, (q, k, v), scores, wanted = problem(CASES[case])
+    columns = {name: (2, 1) for name in ALL if STATISTICS[name].axes == "group"} | {"mass": (1,)}
+    got = attend(q, k, v, scores, replace(wanted, columns=columns))[1]
+    whole = attend(q, k, v, scores, wanted)[1]
+    for name in ALL:
+        expected = whole[name][..., list(columns[name])] if name in columns else whole[name]
+        torch.testing.assert_close(got[name], expected, atol=1e-14, rtol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("depth", [5.0, 13.0, 15.0, 60.0, 400.0])
+def test_content_far_below_the_sinks_keeps_its_numbers(depth: float):
+    """Where the sinks take nearly all, shares within the content come from a softmax of its own: float32 against 64."""
+    slow, (q, k, v), _, wanted = problem({})
+    assert wanted.groups is not None
+    sinks = depth * wanted.groups.weights[..., 2].double()[:, None, None]
+    single = replace(wanted, norms=None if wanted.norms is None else wanted.norms.float())
+    got = attend(q.float(), k.float(), v.float(), Scores(0.4, bias=sinks.float()), single)[1]
+    expected = statistics(replace(slow, add=np.broadcast_to(sinks.numpy(), (*slow.q.shape[:3], K))))
+    error = 8 * torch.finfo(torch.float32).eps * max(depth, 10.0)  # of float32 logits so far apart (METRICS 7.3)
+    for name in ("share", "share_value", "log_odds", "entropy_content", "entropy_between"):
+        np.testing.assert_allclose(got[name], expected[name], atol=error, rtol=error, err_msg=name)
+
+
 def test_a_mask_of_keys_alone_is_read_as_one_of_rows():
     _, (q, k, _), _, wanted = problem({})
     keys = torch.rand(q.shape[0], 1, 1, K, generator=torch.Generator().manual_seed(0)) < 0.6

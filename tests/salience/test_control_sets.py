@@ -95,3 +95,11 @@ def test_nothing_marked_or_nothing_like_it():
         assert not found.salient.any() and not found.controls.any() and found.controls.shape == (3, 7)
     with pytest.raises(ShapeError, match="7 words of example '0'; got 3 and 7"):
         control_sets(corpus, [np.ones(3, dtype=bool)], ones(corpus), 1, 0)
+
+
+def test_a_word_between_two_salient_ones_does_not_serve_both():
+    """Alone each would take its neighbours; so that both are served, the outer words serve too."""
+    corpus = corpus_of(["fences tenant bricks paints lends"])
+    (found,) = control_sets(corpus, marked(corpus, "tenant", "paints"), ones(corpus), 50, 0)
+    assert found.salient.sum() == 2 and (found.controls.sum(1) == 2).all()
+    assert found.controls.any(0).sum() == 3

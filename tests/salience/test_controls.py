@@ -144,9 +144,11 @@ def test_every_rule_against_brute_force(case):
         assert not control.weights[marked].any(), "no salient word is ever a control"
         assert (control.matched >= 0).all() and (control.matched < 1 + 1e-9).all()
         kinds, places = [(size[place], terciles.get(word)) for place, word in enumerate(text)], np.arange(len(text))
-        for kind in set(kinds):  # as many words, so as many tokens, of each kind, and as far along the text
+        for kind in set(kinds):  # as many words, so as many tokens, of each kind
             here = np.array([other == kind for other in kinds])
             np.testing.assert_allclose(control.weights[here].sum(), control.matched[here].sum(), atol=1e-9)
+        for pieces_of in set(size):  # and tokens as far along the text
+            here = size == pieces_of
             np.testing.assert_allclose((control.weights * places)[here].sum(), (control.matched * places)[here].sum())
         assert_best(pairs, kinds, control)
         eligible_count += int(control.eligible.sum())
@@ -160,11 +162,11 @@ def assert_best(pairs: list[tuple[int, int]], kinds: list, control: Control) -> 
     if not pairs:
         assert not control.matched.any()
         return
-    places, all_kinds = sorted({place for place, _ in pairs}), sorted({kinds[place] for place, _ in pairs})
+    places, sizes = sorted({place for place, _ in pairs}), sorted({kinds[place][0] for place, _ in pairs})
     worth = np.array([1 - ((other - place) / 21) ** 2 for place, other in pairs])
     once = np.array([[float(place == each) for place, _ in pairs] for each in places])
-    level = np.array([[float(o - p) * (kinds[p] == kind) for p, o in pairs] for kind in all_kinds])
-    best = linprog(-worth, once, np.ones(len(places)), level, np.zeros(len(all_kinds)), method="highs-ipm")
+    level = np.array([[float(o - p) * (kinds[p][0] == size) for p, o in pairs] for size in sizes])
+    best = linprog(-worth, once, np.ones(len(places)), level, np.zeros(len(sizes)), method="highs-ipm")
     # The cheapest way to bring the weights of the control from its words: no better than the best, and no worse.
     reached = np.array([[float(o == each) for _, o in pairs] for each in sorted({o for _, o in pairs})])
     wanted = [*control.matched[places], *control.weights[sorted({o for _, o in pairs})]]
