@@ -21,7 +21,7 @@ def infer(
     """Every test of a comparison, one row each (columns: COLUMNS; layer and head count from 0, −1 means all).
 
     Families of two checkpoints (level A, n documents): "profile", D_l by layer with its simultaneous band and max-T p
-    (METRICS 3.4, 6.4); "total", Σ D_l with BCa; "entropy layer", change of content entropy by layer; "jsd layer",
+    (METRICS 3.4, 6.4); "total", Σ D_l, bootstrap-t; "entropy layer", change of content entropy by layer; "jsd layer",
     divergence of the maps by layer, without p: it is never below 0, so 0 is no null; "focus head" and "entropy head",
     t intervals with BH. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
     D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "against rival", D_l less
@@ -147,7 +147,7 @@ def _divergence(values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.D
 
 
 def _total(profile: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
-    """Σ_l D_l over all layers, with BCa."""
+    """Σ_l D_l over all layers, with its bootstrap interval."""
     return _single("total", profile.sum(1), documents, seed=seed)
 
 
