@@ -251,7 +251,7 @@ def share_value(attention: AttentionMap) -> Tensor:
         norms = torch.cat([norms, norms.new_zeros(*norms.shape[:3], 1)], -1)
     lengths = attention.content_weights * norms
     total = lengths.sum(-1, keepdim=True)
-    return torch.where((total > 0) & ~share(attention).isnan(), lengths @ attention.group_weights / total, torch.nan)
+    return torch.where(share(attention).isnan(), torch.nan, lengths @ attention.group_weights / total)
 
 
 @statistic(axes="group", unit="nats", low=-math.inf, high=lambda n: math.inf, reference="METRICS 3.3")

@@ -9,7 +9,7 @@ import torch
 
 from attnlens.core import tiles
 from attnlens.core.errors import ShapeError
-from attnlens.core.rows import STATISTICS, Groups
+from attnlens.core.rows import STATISTICS, Groups, dense_map, row_statistics
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
 from tests.core.problems import ALL, CASES, K, problem
@@ -66,6 +66,23 @@ def test_content_far_below_the_sinks_keeps_its_numbers(depth: float):
     error = 8 * torch.finfo(torch.float32).eps * max(depth, 10.0)  # of float32 logits so far apart (METRICS 7.3)
     for name in ("share", "share_value", "log_odds", "entropy_content", "entropy_between"):
         np.testing.assert_allclose(got[name], expected[name], atol=error, rtol=error, err_msg=name)
+
+
+@pytest.mark.parametrize("depth", [0.0, 60.0])
+@pytest.mark.parametrize("nested", [True, False], ids=["within the content", "partly outside"])
+def test_columns_within_and_partly_outside_the_content(depth: float, nested: bool):
+    """Against the dense definitions, where content has most of the attention and where sinks have nearly all."""
+    _, (q, k, v), _, wanted = problem({})
+    assert wanted.groups is not None and wanted.norms is not None
+    content = 1 - wanted.groups.weights[..., 2:]
+    columns = (torch.rand(*content.shape[:2], 3, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    groups = Groups.of(torch.cat([content, columns * content if nested else columns], -1))
+    scores = Scores(0.4, bias=depth * (1 - content[..., 0].double())[:, None, None])
+    grouped = (*(name for name in ALL if STATISTICS[name].axes == "group"), "entropy_content")
+    got = attend(q, k, v, scores, Wanted(grouped, groups, wanted.queries, wanted.norms))[1]
+    dense = dense_map(q, k, scores, groups=groups, queries=wanted.queries, norms=wanted.norms)
+    for name, expected in row_statistics(dense, grouped).items():
+        torch.testing.assert_close(got[name], expected, atol=1e-11, rtol=1e-11, equal_nan=True, msg=name)
 
 
 def test_a_mask_of_keys_alone_is_read_as_one_of_rows():
