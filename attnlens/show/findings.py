@@ -50,7 +50,9 @@ def _on_shuffled(real: list[Answer], null: list[str]) -> str:
         return ""
     moved = sum(verdict in MOVED for verdict in null)
     if len(null) == 1:
-        return "; so it did in the null" if moved else "; not so in the null"
+        beyond = all(rung.status == "yes" for answer in real for rung in answer.rungs if rung.number == 3)
+        as_well = "; less so in the null" if beyond else "; so it did in the null"
+        return as_well if moved else "; not so in the null"
     return f"; so it did in {moved} of {len(null)} nulls"
 
 

@@ -99,6 +99,10 @@ def test_the_null_does_not_count_as_a_tuned_model(beside: Comparison):
     assert focus_finding(beside) == "Attention moved towards the marked words in layers 5 and 6; not so in the null"
     moved = beside.answers | {NULL: {"spans": Answer("yes", "Yes.", (5,))}}
     assert focus_finding(dataclasses.replace(beside, answers=moved)).endswith("; so it did in the null")
+    real = beside.answers["alf"]["spans"]
+    third = tuple(dataclasses.replace(rung, status="yes") if rung.number == 3 else rung for rung in real.rungs)
+    beyond = moved | {"alf": {"spans": dataclasses.replace(real, rungs=third)}}
+    assert focus_finding(dataclasses.replace(beside, answers=beyond)).endswith("; less so in the null")
     rows = model_rows(beside)["rows"]
     assert [row[1][0] for row in rows] == ["yes", "null: no"]
 
