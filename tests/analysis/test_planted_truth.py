@@ -266,7 +266,7 @@ def test_a_bonus_in_all_heads_is_a_yes_in_that_layer(edited: Edited):
     answer, layer = edited.comparison.answers["whole layer"]["spans"], edited.subject.middle
     assert (answer.verdict, answer.layers) == ("yes", (layer,))
     assert answer.sentence.startswith(f"Yes, on these texts, mainly in layer {layer + 1}.")
-    assert [rung.status for rung in answer.rungs[:2]] == ["yes", "yes"]
+    assert [rung.status for rung in answer.rungs[:3]] == ["yes", "yes", "not applicable"]
     np.testing.assert_allclose(edited.shift("whole layer", "log_odds")[:, layer], BETA, atol=1e-5)
 
 
