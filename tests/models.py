@@ -77,3 +77,13 @@ def batch(side: str = "right", *, texts: int = 3, tokens: int = 13) -> dict[str,
     if side == "left":
         ids, mask = ids.flip(1), mask.flip(1)
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def padded(texts: list[list[int]], *, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Token ids as a batch padded on the right, and random groups: content, marked, a sink in front, −1 on padding."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in texts])
+    mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in texts])
+    groups = torch.randint(0, 2, ids.shape, generator=torch.Generator().manual_seed(seed))
+    groups[:, 0] = 2
+    return {"input_ids": ids, "attention_mask": mask}, groups.masked_fill(mask == 0, -1)

@@ -137,10 +137,10 @@ def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
     """What stands beside the ladder (METRICS 6.8), of the layer that the headline shows."""
     pair = data.sel(salience=case.salience, model=[data["model"].values[0], case.model]).isel(layer=layer)
     documents = data["document"].values
-    change = float(np.nanmean(_of_documents(pair["log_odds"].diff("model").mean("head").values[0], documents)))
+    change = _mean(pair["log_odds"].diff("model").mean("head").values[0], documents)
     terms = refocusing_and_release(data, case.model, case.salience)[:, :, layer]  # (2, N, H)
     heads = xr.DataArray(terms, dims=("term", "example", "head")).mean("head").values
-    refocused, released = (100 * float(np.nanmean(_of_documents(term, documents))) for term in heads)
+    refocused, released = (100 * _mean(term, documents) for term in heads)
     found = []
     if np.isfinite(change):
         found.append(
@@ -174,10 +174,11 @@ def _against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ..
     )
 
 
-def _of_documents(values: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Document means of one number a text; at least one NaN, so that a mean without data warns of nothing."""
+def _mean(values: np.ndarray, documents: np.ndarray) -> float:
+    """Mean over documents of one number a text; NaN without data."""
     means = document_means(values, documents)
-    return means[~np.isnan(means)] if (~np.isnan(means)).any() else np.array([np.inf])
+    known = means[~np.isnan(means)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _abstract(
@@ -201,8 +202,8 @@ def _abstract(
         "unclear": f"whether fine-tuning moved attention to {words} stayed open (most in {where}: {net})",
     }[verdict]
     claims = {
-        3: ("this exceeds", "this does not exceed", "what the same training on shuffled labels does"),
-        4: ("it repeats", "it does not repeat", "over training seeds"),
+        3: ("this exceeds", "this was not shown to exceed", "what the same training on shuffled labels does"),
+        4: ("it repeats", "it was not shown to repeat", "over training seeds"),
         5: ("the outputs rely", "the outputs were not shown to rely", "on these words"),
     }
     told = [

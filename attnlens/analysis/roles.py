@@ -13,6 +13,8 @@ Record = Mapping[str, Any]
 SAME = (("method",), ("seed",), ("base", "sha256"), ("data", "train", "sha256"), ("data", "heldout", "sha256"))
 # What may differ in a run's order between seeds of one procedure: which rows are held out goes by the seed.
 BY_SEED = {"seed", "rows", "step of the twin"}
+# What tells which rows a run held out.
+HELD_OUT = ("sha256", "rows")
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,7 @@ def held_out_otherwise(first: Record | None, other: Record | None) -> bool:
     """Whether two runs held out different rows, so that one may have learned texts that are new to the other."""
     if first is None or other is None:
         return False
-    return any(_entry(first, ("data", "heldout", key)) != _entry(other, ("data", "heldout", key)) for key in HELD)
-
-
-HELD = ("sha256", "rows")
+    return any(_entry(first, ("data", "heldout", key)) != _entry(other, ("data", "heldout", key)) for key in HELD_OUT)
 
 
 def _record(model: Checkpoint) -> Record | None:

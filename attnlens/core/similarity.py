@@ -127,8 +127,8 @@ def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Σ K∘L = ‖xᵀy‖²: whichever of tokens and widths is fewer makes the smaller matrices.
     """
     if len(x) < min(x.shape[1], y.shape[1]):
-        k, l = x @ x.T, y @ y.T  # noqa: E741
-        return (k * l).sum(), k.square().sum(), l.square().sum()
+        left, right = x @ x.T, y @ y.T
+        return (left * right).sum(), left.square().sum(), right.square().sum()
     return (x.T @ y).square().sum(), (x.T @ x).square().sum(), (y.T @ y).square().sum()
 
 

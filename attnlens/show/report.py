@@ -34,10 +34,10 @@ NOT_KNOWN = {
     5: "whether the outputs rely on these words",
 }
 KNOWN = {
-    (3, "yes"): "The same training on shuffled labels moved attention less",
-    (3, "no"): "The same training on shuffled labels moved attention no less",
+    (3, "yes"): "Attention moved less under the same training on shuffled labels",
+    (3, "no"): "That attention moved less under the same training on shuffled labels was not shown",
     (4, "yes"): "The change repeats over training seeds",
-    (4, "no"): "The change does not repeat over training seeds",
+    (4, "no"): "That the change repeats over training seeds was not shown",
     (5, "yes"): "The outputs rely on these words, and more than before tuning",
     (5, "no"): "That the outputs rely on these words more than before tuning was not shown",
 }

@@ -87,8 +87,7 @@ def nulls_named(comparison: Comparison) -> Comparison:
 
 def _real_run(records: dict[str, dict[str, Any]], null: dict[str, Any]) -> dict[str, Any] | None:
     """The record, among those of the models, of the run that a twin is the twin of."""
-    real = (record for record in records.values() if not is_null(record))
-    return next((r for r in real if (r.get("method"), r.get("seed")) == (null.get("method"), null.get("seed"))), None)
+    return next((record for record in records.values() if is_twin_of(null, record)), None)
 
 
 def _as_null(answer: Answer) -> Answer:

@@ -77,12 +77,12 @@ def slow(models: list[Checkpoint], prepared: Prepared, index: int) -> list[list[
 def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
     """Song et al. 2012, equation 5, with the kernels written out."""
     n = len(x)
-    k, l = x @ x.T, y @ y.T  # noqa: E741
-    np.fill_diagonal(k, 0)
-    np.fill_diagonal(l, 0)
+    left, right = x @ x.T, y @ y.T
+    np.fill_diagonal(left, 0)
+    np.fill_diagonal(right, 0)
     one = np.ones(n)
-    middle = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-    return (np.trace(k @ l) + middle - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+    middle = (one @ left @ one) * (one @ right @ one) / ((n - 1) * (n - 2))
+    return (np.trace(left @ right) + middle - 2 / (n - 2) * (one @ left @ right @ one)) / (n * (n - 3))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -114,8 +114,11 @@ def test_label_loss_equals_a_float64_model(base: Checkpoint, corpus: Corpus, pre
     for text in measured(data)[:3]:
         example = prepared.examples[text]
         truth = corpus.labels.index(str(example.label))
+
+        def read(output, truth: int = truth) -> float:
+            return -float(output.logits[0].log_softmax(0)[truth])
+
         for number, model in enumerate(models):
-            read = lambda output: -float(output.logits[0].log_softmax(0)[truth])  # noqa: B023, E731
             losses = by_hand(model, example, drawn(prepared, data, text), False, read)
             check(data, number, text, [loss - losses[0] for loss in losses[1:]])
 

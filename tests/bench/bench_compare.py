@@ -13,12 +13,12 @@ import importlib.util
 import json
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import fastest
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.measure import FOCUS, MARKED_ONLY, STATISTICS, MeasureOptions, Subject, measure
@@ -70,17 +70,6 @@ def plain(models: list[Checkpoint], prepared: Prepared) -> None:
             for indices in plan(prepared, BATCH):
                 batch = assemble(prepared, indices, model)
                 model.backbone(input_ids=batch.ids, attention_mask=batch.mask)
-
-
-def fastest(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Seconds of each, minimum over interleaved repetitions."""
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repetitions):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def profile(definitions: int) -> None:

@@ -12,11 +12,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import fastest
 from transformers import GPT2Config, GPT2Model
 
 from attnlens.checkpoints.record import record
@@ -71,14 +71,8 @@ def seconds(tokens: int, repetitions: int) -> dict[str, float]:
     """Minimum over interleaved repetitions."""
     setting = model_and_batch(tokens)
     runs = {name: variant(name, *setting) for name in variants(tokens)}
-    best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():
-        for _ in range(repetitions):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
+        return fastest(runs, repetitions)
 
 
 def peak(name: str, tokens: int) -> float:

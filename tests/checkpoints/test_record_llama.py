@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attnlens.checkpoints.record import record
+from tests.models import padded
 
 NAMES = ("entropy", "entropy_normalized", "max_weight", "renyi2", "lse", "mass", "log_odds", "received", "distance")
 TEXTS = 3
@@ -99,12 +100,9 @@ def test_statistics_of_real_models_equal_an_independent_float64_computation(shar
     lines = (shared / "data/lm/us_state_union.txt").read_text().splitlines()
     texts = [line for line in lines if len(line) > 100][:TEXTS]
     encoded = [tokenizer(text)["input_ids"][: 60 + 20 * i] for i, text in enumerate(texts)]
-    longest = max(map(len, encoded))
-    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in encoded])
-    mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in encoded])
-    groups = torch.randint(0, 2, ids.shape, generator=torch.Generator().manual_seed(6))
-    groups[:, 0] = 2
-    groups[mask == 0] = -1
+    inputs, groups = padded(encoded, seed=6)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    longest = ids.shape[1]
     with torch.no_grad(), record(model, NAMES, groups=groups, exact=exact) as tape:
         model(input_ids=ids, attention_mask=mask)
     assert tape["entropy"].shape == (TEXTS, 5, 8, longest)

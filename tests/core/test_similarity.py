@@ -23,8 +23,10 @@ def column(*values: float) -> Tensor:
 def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
     """The U-statistic itself: the mean over all ordered sets of four different tokens."""
     n = len(x)
-    k, l = x @ x.T, y @ y.T  # noqa: E741
-    terms = [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in itertools.permutations(range(n), 4)]
+    left, right = x @ x.T, y @ y.T
+    terms = [
+        left[i, j] * (right[i, j] + right[q, r] - 2 * right[i, q]) for i, j, q, r in itertools.permutations(range(n), 4)
+    ]
     return math.fsum(terms) / len(terms)
 
 
