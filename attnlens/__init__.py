@@ -31,6 +31,7 @@ _HOMES = {
     "weight_changes": "analysis.weights",
     "ReportOptions": "show.run",
     "report": "show.report",
+    "view": "show.view",
     "run_report": "show.run",
 }
 

@@ -1,6 +1,7 @@
-"""Texts for the eye: the attention each word receives in base and tuned."""
+"""Texts for the eye: the attention each word receives in base and tuned, and where each word looks."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,15 @@ import torch
 
 from attnlens.analysis.prepare import Prepared, assemble
 from attnlens.analysis.results import Passage
+from attnlens.analysis.word_maps import BETWEEN, quantised, units_of
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.text.align import words
 
-# Single heads shown beside the mean of each layer.
-TOP_HEADS = 4
+# Texts up to so many tokens show every head; longer ones the mean of each layer and the heads that changed most.
+SHORT = 64
+TOP_HEADS = 8
+LONG = 512  # tokens; above, who looks at whom is too much for the eye, and for a page
 
 
 def choose_passages(
@@ -36,59 +40,116 @@ def choose_passages(
     return tuple(_passage(models, prepared, tests, index) for index in chosen)
 
 
-def top_heads(tests: pd.DataFrame) -> list[tuple[int, int]]:
-    """The heads whose focus (entropy, where no word is marked) changed most, of the first tuned model."""
+def head_tests(tests: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The tests of one tuned model's heads: of their focus, or of their entropy where no word is marked."""
     family = "focus head" if (tests["family"] == "focus head").any() else "entropy head"
-    rows = tests[tests["family"] == family]
-    rows = rows[(rows["model"] == rows["model"].iloc[0]) & (rows["salience"] == rows["salience"].iloc[0])]
+    rows = tests[(tests["family"] == family) & (tests["model"] == model)]
+    return rows[rows["salience"] == rows["salience"].iloc[0]] if len(rows) else rows
+
+
+def top_heads(tests: pd.DataFrame, model: str) -> list[tuple[int, int]]:
+    """The heads of a tuned model whose focus (entropy, where no word is marked) changed most, the first the most."""
+    rows = head_tests(tests, model)
     largest = rows.assign(size=rows["estimate"].abs()).nlargest(TOP_HEADS, "size")
     return [(int(layer), int(head)) for layer, head in zip(largest["layer"], largest["head"], strict=True)]
 
 
 def _passage(models: Sequence[Checkpoint], prepared: Prepared, tests: pd.DataFrame, index: int) -> Passage:
     example, encoded = prepared.examples[index], prepared.encodings[index]
-    maps = np.stack([_received(model, prepared, index) for model in models])  # (M, L, H, T)
-    heads = [(layer, -1) for layer in range(maps.shape[1])] + top_heads(tests)
-    chosen = np.stack([np.nanmean(maps[:, layer], 1) if head < 0 else maps[:, layer, head] for layer, head in heads], 1)
-    intervals = words(example.text)
-    of_words = np.zeros((*chosen.shape[:2], len(intervals)))
-    inside = encoded.word_of >= 0
-    np.add.at(np.moveaxis(of_words, -1, 0), encoded.word_of[inside], np.moveaxis(chosen[..., inside], -1, 0))
-    pieces, is_word, position = [], [], 0
     end = int(encoded.offsets[~encoded.special, 1].max(initial=0))  # what truncation left
+    intervals = words(example.text)
     seen = [number for number, (_, stop) in enumerate(intervals) if stop <= end]
-    for number in seen:
-        start, stop = intervals[number]
-        if start > position:
-            pieces.append(example.text[position:start])
-            is_word.append(False)
-        pieces.append(example.text[start:stop])
-        is_word.append(True)
-        position = stop
-    if position < end:
-        pieces.append(example.text[position:end])
-        is_word.append(False)
+    pieces, is_word = _pieces(example.text[:end], [intervals[number] for number in seen])
+    unit, special = units_of(encoded, seen)
+    outside = [str(name) for name in models[0].tokenizer.convert_ids_to_tokens(encoded.ids[special].tolist())]
+    outside += [BETWEEN] if int(unit.max(initial=0)) == len(seen) + len(special) else []
+    units = np.eye(len(seen) + len(outside))[unit] if len(encoded.ids) <= LONG else None
+    chosen, maps, heads = [], [], []
+    for model in models:
+        received, looked = _looked(model, prepared, index, units)
+        heads = _heads(received, tests, len(encoded.ids))
+        chosen.append(_chosen(received, heads))
+        maps += [] if looked is None else [_chosen(looked, heads)]
+    received = np.stack(chosen)
+    of_words = np.zeros((*received.shape[:2], len(pieces)))
+    place = np.flatnonzero(is_word)[unit[unit < len(seen)]]
+    np.add.at(np.moveaxis(of_words, -1, 0), place, np.moveaxis(received[..., unit < len(seen)], -1, 0))
     marked = np.zeros(len(pieces), dtype=bool)
-    received = np.zeros((*chosen.shape[:2], len(pieces)))
-    received[..., np.array(is_word)] = of_words[..., seen]
     if prepared.marks:
         marked[np.array(is_word)] = next(iter(prepared.marks.values()))[index][seen]
     return Passage(
-        example.id, example.label, tuple(pieces), tuple(is_word), tuple(marked.tolist()), tuple(heads), 100 * received
+        id=example.id,
+        label=example.label,
+        words=tuple(pieces),
+        is_word=tuple(is_word),
+        marked=tuple(marked.tolist()),
+        heads=tuple(heads),
+        received=100 * of_words,
+        maps=quantised(np.stack(maps), outside) if maps else None,
     )
 
 
-def _received(checkpoint: Checkpoint, prepared: Prepared, index: int) -> np.ndarray:
-    """(L, H, T) attention each token receives from the selected rows, as a share of what content receives.
+def _pieces(text: str, intervals: Sequence[tuple[int, int]]) -> tuple[list[str], list[bool]]:
+    """The words of a text and what stands between them, in order, and which are words."""
+    pieces, is_word, position = [], [], 0
+    for start, stop in intervals:
+        if start > position:
+            pieces.append(text[position:start])
+            is_word.append(False)
+        pieces.append(text[start:stop])
+        is_word.append(True)
+        position = stop
+    if position < len(text):
+        pieces.append(text[position:])
+        is_word.append(False)
+    return pieces, is_word
 
-    Received attention is counted against uniform rows (METRICS 3.5), so that early tokens of a decoder do not win by
-    being visible more often; for a single row the two are the same.
+
+def _heads(received: np.ndarray, tests: pd.DataFrame, tokens: int) -> list[tuple[int, int]]:
+    """Which maps are kept: the mean of each layer (head −1), then all heads, of a long text those that changed most."""
+    there = ~np.isnan(received).all(-1)  # (L, H): a layer may have fewer heads than another
+    of_layers = [(layer, -1) for layer in range(received.shape[0])]
+    if tokens <= SHORT:
+        return of_layers + [(int(layer), int(head)) for layer, head in np.argwhere(there)]
+    return of_layers + top_heads(tests, str(tests["model"].iloc[0]))
+
+
+def _chosen(maps: np.ndarray, heads: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Maps (L, H, …) of the chosen heads, (N, …); head −1 is the mean over the heads that are there."""
+    known = ~np.isnan(maps)
+    count = known.sum(1)
+    mean = np.where(known, maps, 0.0).sum(1) / np.where(count > 0, count, np.nan)
+    return np.stack([mean[layer] if head < 0 else maps[layer, head] for layer, head in heads])
+
+
+def _looked(
+    checkpoint: Checkpoint, prepared: Prepared, index: int, units: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """From one pass: (L, H, T) attention each token receives, and (L, H, U, U) attention from unit to unit.
+
+    units: (T, U), 1 where a token belongs to a unit; without it no maps. Received attention is from the selected rows,
+    as a share of what content receives, and counted against uniform rows (METRICS 3.5), so that early tokens of a
+    decoder do not win by being visible more often; for a single row the two are the same. NaN where a layer has no such
+    head, and in the rows of a unit without tokens.
     """
-    batch = assemble(prepared, np.array([index]), checkpoint)
-    recorder = record(checkpoint.backbone, ("received",), rows=batch.rows, without_virtual=True)
-    with torch.inference_mode(), checkpoint.active(), recorder as tape:
-        checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask)
+    batch, backbone = assemble(prepared, np.array([index]), checkpoint), checkpoint.backbone
+    belongs = None if units is None else torch.from_numpy(units).to(batch.columns)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(checkpoint.active())
+        receiving = record(backbone, ("received",), rows=batch.rows, without_virtual=True)
+        received, looked = stack.enter_context(receiving), None
+        if belongs is not None:
+            groups = torch.cat([torch.ones_like(belongs[:, :1]), belongs], 1)[None]  # column 0: the content, here all
+            looked = stack.enter_context(record(backbone, ("mass",), groups=groups, without_virtual=True))
+        backbone(input_ids=batch.ids, attention_mask=batch.mask)
     content = batch.columns[0, :, 0].cpu().numpy()
-    received = tape["received"][0].cpu().numpy().astype(np.float64) * content
-    received = np.where((content > 0) & ~np.isnan(received), received, 0.0)  # no row may see a key through a window
-    return received / np.maximum(received.sum(-1, keepdims=True), np.finfo(float).tiny)
+    shares = received["received"][0].cpu().numpy().astype(np.float64) * content
+    there = ~np.isnan(shares).all(-1, keepdims=True)
+    shares = np.where((content > 0) & ~np.isnan(shares), shares, 0.0)  # no row may see a key through a window
+    shares = np.where(there, shares / np.maximum(shares.sum(-1, keepdims=True), np.finfo(float).tiny), np.nan)
+    if looked is None or belongs is None:
+        return shares, None
+    mass = looked["mass"][0, ..., 1:]
+    rows = mass[..., :1].isnan().logical_not().to(belongs)
+    return shares, ((belongs.T @ mass.nan_to_num(0.0)) / (belongs.T @ rows)).cpu().numpy()

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from attnlens.analysis.word_maps import WordMaps
 from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.core.resampling import document_means
 from attnlens.core.weights import WeightChange, pool
@@ -20,6 +21,7 @@ from attnlens.core.weights import WeightChange, pool
 STORE = "comparison.zarr"
 TABLES = ("weights", "heads", "tests")
 RECORD = "comparison.json"
+MAPS = "passages.npz"
 # Columns of the tables that hold names.
 NAMES = ("model", "salience", "family", "matrix", "module", "kind", "stack", "site", "circuit")
 
@@ -55,11 +57,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Passage:
-    """One text with the attention its words receive, for the eye.
+    """One text with the attention its words receive and where they look, for the eye.
 
     words: the pieces of the text in order, words and what stands between them; `is_word` tells which.
     heads: (layer, head) of each map; head -1 is the mean over the layer's heads.
     received: (model, map, word) percent of the attention on content, mean over the selected rows; 0 between words.
+    maps: who looks at whom, by the same heads; None for very long texts, and in comparisons stored without.
     """
 
     id: str
@@ -69,6 +72,7 @@ class Passage:
     marked: tuple[bool, ...]
     heads: tuple[tuple[int, int], ...]
     received: np.ndarray
+    maps: WordMaps | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,15 +114,16 @@ class Comparison:
         return "\n".join([f"Comparison with {self.models[0]} on {self.data.sizes['example']} texts", *answers])
 
     def _repr_html_(self) -> str:
-        """The first screen for a notebook: verdict and ladder of each tuned model."""
-        parts = []
+        """The first screen for a notebook: verdict, ladder and remarks of each tuned model."""
+        parts = [f"<p>Compared with <b>{escape(self.models[0])}</b> on {self.data.sizes['example']} texts.</p>"]
         for model in self.models[1:]:
             answer = next(iter(self.answers[model].values()))
-            ladder = pd.DataFrame(
-                [(rung.question, rung.status, rung.detail) for rung in answer.rungs], columns=["", "answer", "detail"]
-            )
-            parts.append(f"<h4>{escape(model)} against {escape(self.models[0])}</h4><p>{escape(answer.sentence)}</p>")
-            parts.append(ladder.to_html(index=False, border=0) if answer.rungs else "")
+            rungs = [(rung.question, rung.status, rung.detail) for rung in answer.rungs]
+            ladder = pd.DataFrame(rungs, columns=["How far the evidence goes", "answer", ""])
+            parts.append(f"<h4>{escape(model)}</h4><p>{escape(answer.sentence)}</p>")
+            with pd.option_context("display.max_colwidth", None):  # else pandas cuts sentences at 50 characters
+                parts.append(ladder.to_html(index=False, border=0, justify="left") if rungs else "")
+            parts.append(f"<p>{escape(' '.join(answer.remarks))}</p>" if answer.remarks else "")
         return "".join(parts)
 
     def layers(self) -> pd.DataFrame:
@@ -164,7 +169,8 @@ class Comparison:
         return pd.concat(frames[1:], ignore_index=True)
 
     def save(self, directory: str | Path) -> Path:
-        """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables and one JSON: readable without us.
+        """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables, one JSON, and passages.npz with the
+        attention in the texts kept for the eye: readable without us.
 
         Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced; OutputExists
         where files of these names stand there without one.
@@ -181,6 +187,7 @@ class Comparison:
                 getattr(self, table).to_csv(building / f"{table}.csv", index=False)
             record = json.dumps(_plain(self._record()), ensure_ascii=False, indent=1, allow_nan=False)
             (building / RECORD).write_text(record, encoding="utf-8")
+            np.savez_compressed(building / MAPS, **_arrays(self.passages))  # pyright: ignore[reportArgumentType]
             for part in sorted(building.iterdir()):  # comparison.json first: it marks the rest as ours
                 _replace(part, folder / part.name)
         return folder
@@ -190,7 +197,12 @@ class Comparison:
         answers = {
             model: {name: asdict(answer) for name, answer in answers.items()} for model, answers in self.answers.items()
         }
-        passages = [asdict(passage) | {"received": passage.received.tolist()} for passage in self.passages]
+        plain = ("id", "label", "words", "is_word", "marked", "heads")
+        passages = [
+            {name: getattr(passage, name) for name in plain}
+            | {"units": passage.maps and {"outside": passage.maps.outside, "silent": passage.maps.silent}}
+            for passage in self.passages
+        ]
         return {"answers": answers, "passages": passages, "provenance": self.provenance}
 
 
@@ -209,7 +221,8 @@ def open_comparison(directory: str | Path) -> Comparison:
         model: {name: _answer(answer) for name, answer in answers.items()}
         for model, answers in record["answers"].items()
     }
-    passages = tuple(_passage(passage) for passage in record["passages"])
+    arrays = dict(np.load(folder / MAPS, allow_pickle=False)) if (folder / MAPS).exists() else {}
+    passages = tuple(_passage(passage, number, arrays) for number, passage in enumerate(record["passages"]))
     return Comparison(data, weights, heads, tests, answers, passages, record["provenance"])
 
 
@@ -236,10 +249,24 @@ def _answer(fields: dict[str, Any]) -> Answer:
     return Answer(**plain, layers=layers, headline=headline, rungs=rungs, remarks=remarks)
 
 
-def _passage(fields: dict[str, Any]) -> Passage:
+def _arrays(passages: tuple[Passage, ...]) -> dict[str, np.ndarray]:
+    """The numbers of each text, by name and place."""
+    arrays = {f"received_{number}": passage.received for number, passage in enumerate(passages)}
+    maps = {number: passage.maps for number, passage in enumerate(passages) if passage.maps is not None}
+    arrays |= {f"levels_{number}": of_text.levels for number, of_text in maps.items()}
+    return arrays | {f"scales_{number}": of_text.scales for number, of_text in maps.items()}
+
+
+def _passage(fields: dict[str, Any], number: int, arrays: dict[str, np.ndarray]) -> Passage:
+    """A text as it was saved; before there were maps, what it receives stood among the words."""
     tuples = {name: tuple(fields[name]) for name in ("words", "is_word", "marked")}
     heads = tuple((layer, head) for layer, head in fields["heads"])
-    return Passage(fields["id"], fields["label"], **tuples, heads=heads, received=np.array(fields["received"]))
+    received = np.array(fields["received"]) if "received" in fields else arrays[f"received_{number}"]
+    maps = None
+    if units := fields.get("units"):
+        outside, silent = tuple(units["outside"]), tuple(units["silent"])
+        maps = WordMaps(outside, silent, arrays[f"levels_{number}"], arrays[f"scales_{number}"])
+    return Passage(fields["id"], fields["label"], **tuples, heads=heads, received=received, maps=maps)
 
 
 def _replace(new: Path, old: Path) -> None:

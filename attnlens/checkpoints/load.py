@@ -23,6 +23,7 @@ from attnlens.checkpoints.adapter import (
     is_head,
     shares_base,
 )
+from attnlens.checkpoints.card import card
 from attnlens.checkpoints.identity import files_sha256, home_free, read_record, weights_sha256
 from attnlens.checkpoints.proof import prove
 from attnlens.checkpoints.shelf import Shelf
@@ -75,6 +76,22 @@ class Checkpoint:
         """One line: name, architecture, size, dtype."""
         facts = self.provenance
         return f"{self.name}: {facts['architecture']}, {facts['parameters']:,} parameters, {facts['dtype']}"
+
+    def _repr_html_(self) -> str:
+        """What it is, as a table for a notebook."""
+        facts, adapter = self.provenance, self.provenance.get("adapter") or {}
+        settings = [f"{name} {adapter[name]}" for name in ("r", "alpha", "virtual_tokens") if name in adapter]
+        shown = {
+            "architecture": type(self.model).__name__,
+            "attention": facts.get("proof"),
+            "parameters": f"{facts['parameters']:,}" if "parameters" in facts else None,
+            "number format": facts.get("dtype"),
+            "adapter": ", ".join([adapter["type"], *settings]) if "type" in adapter else None,
+            "on the base": adapter.get("base"),
+            "fine-tuned by": (facts.get("training") or {}).get("method"),
+            "from": facts.get("path"),
+        }
+        return card(self.name, shown)
 
 
 def load(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlens import __version__
-from attnlens.analysis.results import RECORD, STORE, TABLES
+from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
 from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.show.files import write
 
@@ -17,7 +17,7 @@ PARTS = "parts"
 PAGE = "report.html"
 # What a report consists of: nothing else in its folder is ever moved or removed.
 TABLE_FILES = tuple(f"{table}.csv" for table in TABLES)
-CONTENTS = (PAGE, "summary.json", "figures", "tables", STORE, RECORD, *TABLE_FILES, PARTS, RUN)
+CONTENTS = (PAGE, "summary.json", "figures", "tables", STORE, RECORD, MAPS, *TABLE_FILES, PARTS, RUN)
 REPLACED = ".replaced"  # where the report that --force replaces waits until the new one is complete
 # Half-written files that a kill leaves.
 HALVES = (".comparison-*", f".{PAGE}.*", f".{RUN}.*", ".summary.json.*", "figures/.*", "tables/.*")

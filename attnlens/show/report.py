@@ -1,21 +1,22 @@
 """The report: one offline HTML file, its figures and tables beside it, and the answer as JSON."""
 
 import base64
-import hashlib
 import json
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from PIL import Image
 
-from attnlens.analysis.results import Comparison, Passage
+from attnlens.analysis.results import Comparison
 from attnlens.show import findings
+from attnlens.show.document import document
 from attnlens.show.drawing import NARROW, Drawing, margin
 from attnlens.show.figures import figure_set, rendered, save_figures
 from attnlens.show.files import write
+from attnlens.show.island import island
 from attnlens.show.page_tables import page_tables
 from attnlens.show.tables import all_tables, csv, entropy_table, shares_layers, summary, weight_layers
 from attnlens.show.training_records import training_records
@@ -23,9 +24,8 @@ from attnlens.show.training_words import data_sentences, forgetting_sentences, s
 from attnlens.show.twins import real_models, told, twins
 from attnlens.show.word_figures import is_causal
 
-MOST_SVG = 200_000  # bytes of one drawing in the page
+MOST_SVG = 100_000  # bytes of one drawing in the page
 MOST_LISTED = 12
-VIEWER = Path(__file__).parent / "viewer"
 NOT_KNOWN = {
     1: "whether it is more than the choice of texts",
     2: "whether it is large enough to matter",
@@ -79,50 +79,29 @@ def report(comparison: Comparison, directory: str | Path) -> Path:
 
 def page(comparison: Comparison, directory: Path) -> str:
     """The report as one HTML text that asks the network for nothing; `directory` holds its saved figures."""
-    environment = Environment(
-        loader=FileSystemLoader(VIEWER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sheet, script = ((VIEWER / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    return environment.get_template("report.html.j2").render(
-        sheet=Markup(sheet),
-        script=Markup(script),
-        policy=_policy(sheet, script),
-        base=comparison.models[0],
-        tuned=comparison.models[1:],
-        salience=comparison.salience,
-        counts=(comparison.data.sizes["example"], len(np.unique(comparison.data["document"].values))),
-        shape=(comparison.data.sizes["layer"], comparison.data.sizes["head"]),
-        margin=f"{margin(comparison):g}",
-        rows=ROWS.get(str(comparison.provenance.get("rows")), ""),
+    content = {
+        "base": comparison.models[0],
+        "tuned": comparison.models[1:],
+        "salience": comparison.salience,
+        "counts": (comparison.data.sizes["example"], len(np.unique(comparison.data["document"].values))),
+        "shape": (comparison.data.sizes["layer"], comparison.data.sizes["head"]),
+        "margin": f"{margin(comparison):g}",
+        "rows": ROWS.get(str(comparison.provenance.get("rows")), ""),
         # The viewer shows every text: the figure of one is a file beside the page.
-        figures={d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"},
-        tables=page_tables(comparison),
-        passage=(directory / "figures" / "passage.pdf").is_file(),
-        passages=comparison.passages,
-        causal=is_causal(comparison),
-        island=island(comparison),
-        groups=_provenance(comparison.provenance),
-        command=str(comparison.provenance.get("command", "")),
-        training_lines=[line for told in SENTENCES for line in told(comparison)],
-        has_training=bool(training_records(comparison)),
-        nulls=twins(comparison),
-        warnings=[str(warning) for warning in comparison.provenance.get("warnings", [])],
-        **_first_screen(comparison),
-    )
-
-
-def _policy(sheet: str, script: str) -> str:
-    def digest(text: str) -> str:
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-    return (
-        f"default-src 'none'; img-src data:; style-src {digest(sheet)}; script-src {digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+        "figures": {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"},
+        "tables": page_tables(comparison),
+        "passage": (directory / "figures" / "passage.pdf").is_file(),
+        "passages": comparison.passages,
+        "causal": is_causal(comparison),
+        "island": island(comparison, comparison.passages),
+        "groups": _provenance(comparison.provenance),
+        "command": str(comparison.provenance.get("command", "")),
+        "training_lines": [line for told in SENTENCES for line in told(comparison)],
+        "has_training": bool(training_records(comparison)),
+        "nulls": twins(comparison),
+        "warnings": [str(warning) for warning in comparison.provenance.get("warnings", [])],
+    }
+    return document("report.html.j2", content | _first_screen(comparison))
 
 
 def _first_screen(comparison: Comparison) -> dict[str, Any]:
@@ -158,13 +137,13 @@ def split_sentence(text: str) -> tuple[str, str]:
 
 
 def _figure(drawing: Drawing, directory: Path) -> dict[str, str]:
-    """The drawing for a wide and a narrow window; one of very many marks as PNG, so that the page stays small."""
+    """The drawing for a wide and a narrow window; one of very many marks in pixels, so that the page stays small."""
 
     def uri(kind: str, content: bytes) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
     def smaller(svg: bytes, png: Callable[[], bytes]) -> str:
-        return uri("svg+xml", svg) if len(svg) <= MOST_SVG else uri("png", png())
+        return uri("svg+xml", svg) if len(svg) <= MOST_SVG else uri("webp", _webp(png()))
 
     path = directory / "figures" / f"{drawing.name}.svg"
     return {
@@ -177,33 +156,11 @@ def _figure(drawing: Drawing, directory: Path) -> dict[str, str]:
     }
 
 
-def island(comparison: Comparison) -> Markup:
-    """The passages for the script, as JSON that cannot end its element; attention in hundredths of a percent."""
-    content = {
-        "models": comparison.models,
-        "start": 1 + (comparison.answer.layers or (comparison.data.sizes["layer"] - 1,))[0],  # the most changed layer
-        "passages": [_passage(passage) for passage in comparison.passages],
-    }
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
-
-
-def _passage(passage: Passage) -> dict[str, Any]:
-    is_word = np.array(passage.is_word, dtype=bool)
-    received = np.round(100 * np.asarray(passage.received, dtype=float)[..., is_word])
-    return {
-        "id": passage.id,
-        "label": passage.label,
-        "words": list(passage.words),
-        "isWord": [int(flag) for flag in passage.is_word],
-        "marked": [int(flag) for flag in passage.marked],
-        "maps": [[int(layer) + 1, int(head) + 1] for layer, head in passage.heads],  # head 0: mean over the heads
-        "received": [
-            [[None if np.isnan(value) else int(value) for value in row] for row in model] for model in received
-        ],
-    }
+def _webp(png: bytes) -> bytes:
+    """The same pixels in less than half the bytes."""
+    content = BytesIO()
+    Image.open(BytesIO(png)).save(content, "WEBP", lossless=True)
+    return content.getvalue()
 
 
 def _provenance(provenance: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

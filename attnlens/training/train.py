@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from attnlens.checkpoints.card import card
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
 from attnlens.core.errors import TrainingError
@@ -59,6 +60,28 @@ class TrainingResult:
 
     def __str__(self) -> str:
         """A card of four lines; more where texts were cut or left out, the data call for a warning, or with a twin."""
+        lines = [f"{self.record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}"]
+        lines += [f"{name}: {value}" for name, value in self._facts().items()]
+        lines += [_lost(self.record)] if _lost(self.record) else []
+        lines += [f"warning: {warning}" for warning in self.record["data_report"]["warnings"]]
+        lines += [self.note] if self.note else []
+        if self.twin:
+            lines += [f"shuffled twin → {home_free(self.twin.path)}", f"  held out: {self.twin.measured}"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same card as a table for a notebook; under it that of the twin."""
+        title = f"{self.record['base']['name']} fine-tuned by {self.method}"
+        rest = {
+            "texts": _lost(self.record),
+            "warnings": "; ".join(self.record["data_report"]["warnings"]),
+            "note": self.note,
+            "checkpoint": home_free(self.path),
+        }
+        return card(title, self._facts() | rest) + (self.twin._repr_html_() if self.twin else "")
+
+    def _facts(self) -> dict[str, str]:
+        """How good it is, what was trained, which step was kept and why."""
         record, parameters = self.record, self.record["parameters"]
         trained = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
         trained += f" ({100 * parameters['trainable'] / parameters['total']:.1f} %)"
@@ -67,15 +90,9 @@ class TrainingResult:
             trained += " at a time; " + ", ".join(f"{word} {share:.1f} %" for word, share in shares.items())
             chosen = (record["selection_overlap"] or {}).get("active", ())
             trained += f"; blocks chosen: {', '.join(str(block + 1) for block in chosen)}" if chosen else ""
-        twin = f"\nshuffled twin → {home_free(self.twin.path)}\n  held out: {self.twin.measured}" if self.twin else ""
-        return (
-            f"{record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}\n"
-            f"held out: {self.measured}\n"
-            f"trained: {trained}\n"
-            f"kept: step {self.metrics['best_step']}{_stop(record)}; "
-            f"{record['seconds']:.0f} s on {record['device']}, seed {record['seed']}{_lost(record)}"
-            f"{self.note and chr(10)}{self.note}{twin}"
-        )
+        kept = f"step {self.metrics['best_step']}{_stop(record)}"
+        kept += f"; {record['seconds']:.0f} s on {record['device']}, seed {record['seed']}"
+        return {"held out": self.measured, "trained": trained, "kept": kept}
 
     @property
     def measured(self) -> str:
@@ -238,15 +255,14 @@ def _stop(record: dict[str, Any]) -> str:
 
 
 def _lost(record: dict[str, Any]) -> str:
-    """A line on texts of which the end, or all that was to be predicted, lies beyond the length; and the warnings."""
+    """A line on texts of which the end, or all that was to be predicted, lies beyond the length."""
     data, length, dropped = record["data"], record["options"]["max_length"], record.get("dropped", 0)
     texts, kind = len(data["train"]["rows_used"]), "training texts"
     if "perplexity" in record["metrics"]:
         texts, kind = texts + data["heldout"]["examples"], "texts"
     lines = [f"{record['truncated']} of {texts} {kind} were cut at {length} tokens"] if record["truncated"] else []
     lines += [f"{dropped} left out, with nothing to predict"] if dropped else []
-    warnings = "".join(f"\nwarning: {warning}" for warning in record["data_report"]["warnings"])
-    return ("\n" + "; ".join(lines) if lines else "") + warnings
+    return "; ".join(lines)
 
 
 def _check_apart(corpus: Corpus, validation: Corpus) -> None:

@@ -1,6 +1,7 @@
 """Base against tuned: exact zeros for equal models, signs that turn with them, numbers from dense maps, resuming."""
 
 import copy
+import html
 import json
 from pathlib import Path
 
@@ -218,7 +219,7 @@ def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
     assert opened.provenance == json.loads(json.dumps(comparison.provenance))
     for one, other in zip(opened.passages, comparison.passages, strict=True):
         np.testing.assert_array_equal(one.received, other.received)
-        assert vars(one) | {"received": 0} == vars(other) | {"received": 0}
+        assert vars(one) | {"received": 0, "maps": 0} == vars(other) | {"received": 0, "maps": 0}
     assert not [path for path in (tmp_path / "cmp").iterdir() if path.name.startswith(".")]
     with pytest.raises(AttnlensError, match="holds no comparison"):
         open_comparison(tmp_path)
@@ -227,7 +228,8 @@ def test_saved_and_opened_again_it_is_the_same(comparison, tmp_path: Path):
 def test_a_notebook_shows_the_answer(base: Checkpoint, tuned: Checkpoint, corpus: Corpus, comparison):
     assert repr(comparison) == f"Comparison with base on 40 texts\ntuned: {comparison.answer}"
     page = comparison._repr_html_()
-    assert comparison.answer.sentence in page and page.count("<tr") == 6
+    assert html.escape(comparison.answer.sentence) in page and page.count("<tr") == 6
+    assert all(html.escape(rung.detail, quote=False) in page for rung in comparison.answer.rungs), "none is cut"
     named = Checkpoint(tuned.model, tuned.tokenizer, "<img src=x>", {})
     hostile = compare(base, named, corpus=corpus, salience=(), options=OPTIONS)._repr_html_()
     assert "<img" not in hostile and "&lt;img src=x&gt;" in hostile

@@ -1,6 +1,7 @@
 """`load`: what is missing or does not fit is one clear error; what loads has proved its attention."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,26 @@ def test_a_directory_loads_with_identity_and_proof(saved: Path):
     assert "2 layers × 2 heads equal eager attention" in checkpoint.provenance["proof"]
     assert not checkpoint.model.training
     assert "BertModel" in str(checkpoint)
+
+
+def test_a_notebook_shows_what_it_is_and_runs_none_of_it(saved: Path):
+    checkpoint = load(saved, name="<img src=x onerror=alert(1)>")
+    page = checkpoint._repr_html_()
+    assert "<img" not in page and "&lt;img src=x" in page and page.count("<tr>") == 6
+    rows = dict(re.findall(r"<tr><th scope=\"row\">(.*?)</th><td>(.*?)</td></tr>", page))
+    assert rows["architecture"] == "BertModel" and rows["attention"].startswith("2 layers × 2 heads")
+    assert rows["parameters"] == f"{checkpoint.provenance['parameters']:,}" and rows["number format"] == "float32"
+    assert "sha256" not in page
+    training = {"method": "<b>alf</b>"}
+    adapter = {"type": "LORA", "r": 8, "base": "here"}
+    tuned = replace(checkpoint, provenance=checkpoint.provenance | {"training": training, "adapter": adapter})
+    rows = dict(re.findall(r"<tr><th scope=\"row\">(.*?)</th><td>(.*?)</td></tr>", tuned._repr_html_()))
+    assert (rows["adapter"], rows["on the base"], rows["fine-tuned by"]) == (
+        "LORA, r 8",
+        "here",
+        "&lt;b&gt;alf&lt;/b&gt;",
+    )
+    assert "<table>" in replace(checkpoint, provenance={})._repr_html_()
 
 
 def test_the_published_similarities_of_minilm(minilm: Path):

@@ -39,7 +39,7 @@ def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "summary.json", "figures", "tables",
-        "comparison.zarr", "comparison.json", "weights.csv", "heads.csv", "tests.csv", "run.json",
+        "comparison.zarr", "comparison.json", "passages.npz", "weights.csv", "heads.csv", "tests.csv", "run.json",
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt", "tex")} == drawn

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy import stats
 
 from attnlens.analysis.results import Answer, Comparison, Passage, Rung
+from attnlens.analysis.word_maps import BETWEEN, WordMaps, quantised
 
 TEXTS, DOCUMENTS = 60, 40
 MODULES = ("query", "key", "value", "output", "feed-forward", "norm")
@@ -301,7 +302,19 @@ def _passage(
         marked=tuple(marked.tolist()),
         heads=heads,
         received=received,
+        maps=_maps(np.random.default_rng(number), logits[..., is_word]),
     )
+
+
+def _maps(rng: np.random.Generator, logits: np.ndarray) -> WordMaps:
+    """Every word looks at what words receive, at itself and, a third of the time, at no word."""
+    words = logits.shape[-1]
+    own = 2.0 * np.eye(words) + rng.normal(scale=0.6, size=(1, logits.shape[1], words, words))
+    weights = np.exp(logits[:, :, None] + own)
+    weights *= 0.66 / weights.sum(-1, keepdims=True)
+    outside = np.broadcast_to([0.06, 0.24, 0.04], (*weights.shape[:3], 3))
+    looks = np.concatenate([weights, outside], -1)
+    return quantised(np.concatenate([looks, looks[:, :, :3]], 2), ("[CLS]", "[SEP]", BETWEEN))
 
 
 def _provenance(models: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from attnlens.analysis.results import Comparison
 from attnlens.show import files
 from attnlens.show.drawing import WIDE
 from attnlens.show.figures import figure_set, rendered
-from attnlens.show.report import island, page, report, split_sentence
+from attnlens.show.island import island
+from attnlens.show.report import page, report, split_sentence
 from attnlens.show.tables import csv, examples_table, spreadsheet_safe
 from tests.show.synthetic import make_comparison
 
@@ -158,7 +159,7 @@ def test_hostile_data_stays_text(tmp_path: Path):
 
 
 def test_the_island_holds_the_attention_in_hundredths(comparison: Comparison):
-    content = json.loads(str(island(comparison)))
+    content = json.loads(str(island(comparison, comparison.passages)))
     first, passage = content["passages"][0], comparison.passages[0]
     assert content["start"] == 6 and first["maps"][:2] == [[1, 0], [2, 0]] and first["maps"][6] == [6, 3]
     expected = np.round(100 * passage.received[..., np.array(passage.is_word)])
@@ -170,7 +171,7 @@ def test_attention_that_is_missing_is_null(comparison: Comparison):
     received = passage.received.copy()
     received[1, 0, 0] = np.nan
     hole = dataclasses.replace(comparison, passages=(dataclasses.replace(passage, received=received),))
-    assert json.loads(str(island(hole)))["passages"][0]["received"][1][0][0] is None
+    assert json.loads(str(island(hole, hole.passages)))["passages"][0]["received"][1][0][0] is None
 
 
 @pytest.mark.usefixtures("no_figures")

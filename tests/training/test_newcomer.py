@@ -95,6 +95,11 @@ def test_the_card_says_what_was_cut(tiny: Tiny, corpus: Corpus, tmp_path: Path):
     used = len(result.record["data"]["train"]["rows_used"])
     line = f"{result.record['truncated']} of {used} training texts were cut at 12 tokens"
     assert str(result).splitlines()[4:] == [line]
+    named = replace(result, record=result.record | {"base": {"name": "<img src=x>"}}, twin=result)
+    page = named._repr_html_()
+    assert page.count("<table>") == 2 and "<img" not in page and "&lt;img src=x&gt; fine-tuned by full" in page
+    for shown in (line, result.measured, str(tmp_path / "out")):
+        assert page.count(shown) == 2
 
 
 def test_the_card_says_what_was_dropped(tiny_lm: Tiny, tmp_path: Path):

@@ -1,8 +1,11 @@
 "use strict";
 
-/* The words of a text coloured by the attention they receive in base and tuned; sortable tables; nothing leaves the page. */
+/* Words of a text coloured by the attention they receive, or by where one of them looks; sortable tables.
+   Nothing leaves the page. Layers and heads count from 1; head 0 is the mean of a layer. */
 
 const byId = (id) => document.getElementById(id);
+const PANES = ["base", "tuned", "change"];
+const HINT = "Point at a word to see where it looks, click to keep it. Keys: arrows, Enter to keep, Escape to let go.";
 
 function element(tag, text, ...classes) {
   const node = document.createElement(tag);
@@ -11,120 +14,317 @@ function element(tag, text, ...classes) {
   return node;
 }
 
-const number = (hundredths) => (hundredths / 100).toFixed(1);
+const percent = (value) => value.toFixed(1);
 
-function signed(hundredths) {
-  const text = number(Math.abs(hundredths));
+function signed(value) {
+  const text = percent(Math.abs(value));
   if (Number(text) === 0) return text;
-  return (hundredths > 0 ? "+" : "−") + text;
+  return (value > 0 ? "+" : "−") + text;
 }
 
-function viewer(content) {
-  const selects = { passage: byId("passage"), map: byId("map"), model: byId("model") };
-  let cells = []; // the spans of both panes: cells[pane][word]
-  let values = []; // hundredths of a percent: values[pane][word]
-  let names = []; // the words themselves
+function fill(select, options) {
+  select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
+}
 
-  const mapName = ([layer, head]) => (head === 0 ? `layer ${layer}, mean of heads` : `layer ${layer}, head ${head}`);
+/* The square root opens the scale for the many small values: 0 … 9. */
+function step(value, top) {
+  return top > 0 ? Math.min(9, Math.ceil(9 * Math.sqrt(Math.abs(value) / top) - 0.5)) : 0;
+}
 
-  function fill(select, labels) {
-    select.replaceChildren(...labels.map((label, index) => new Option(label, index)));
+/* The maps of a text: attention(model, map, row, column) in percent, as stored: 16 levels of a square-root scale, one
+   for words and one for the other units; levels of tuned models as differences from the base. */
+async function unpack(passage) {
+  const packed = Uint8Array.from(atob(passage.packed), (char) => char.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const words = passage.received[0][0].length;
+  const units = words + passage.outside.length;
+  const maps = passage.kept.length;
+  const levels = bytes.subarray(4 * maps);
+  const level = (place) => (levels[place >> 1] >> (4 * (place & 1))) & 15;
+  return (model, map, row, column) => {
+    const number = passage.kept.indexOf(map);
+    const place = (number * units + row) * units + column;
+    const found = model === 0 ? level(place) : (level(place) + level(place + model * maps * units * units)) & 15;
+    const at = 4 * number + (column < words ? 0 : 2);
+    return 100 * (found / 15) ** 2 * ((bytes[at] + 256 * bytes[at + 1]) / 65535);
+  };
+}
+
+class Viewer {
+  constructor(content) {
+    this.content = content;
+    this.here = null; // the unit pointed at; units are the words, then what is no word
+    this.pinned = null;
+    this.maps = null;
+    this.nodes = {}; // of each pane, one for each unit
+    fill(byId("passage"), content.passages.map(({ id, label }, index) => [index, label ? `${id} · ${label}` : id]));
+    fill(byId("model"), content.models.slice(1).map((name, index) => [index + 1, name]));
+    byId("passage-label").hidden = content.passages.length === 1;
+    byId("model-label").hidden = content.models.length === 2;
+    this.listen();
+    this.choosePassage();
   }
 
-  function draw(pane, top, passage) {
-    let word = 0;
-    cells[pane.index] = [];
-    const nodes = passage.words.map((text, index) => {
-      if (!passage.isWord[index]) return document.createTextNode(text);
-      // The square root opens the scale for the many small values.
-      const value = values[pane.index][word++];
-      const step = value === null || top === 0 ? 0 : Math.ceil(9 * Math.sqrt(value / top) - 0.5);
-      const node = element("span", text, "w", `a${step}`);
-      if (passage.marked[index]) node.classList.add("marked");
-      node.dataset.word = String(word - 1);
-      cells[pane.index].push(node);
+  listen() {
+    byId("passage").addEventListener("change", () => this.choosePassage());
+    byId("model").addEventListener("change", () => this.chooseModel());
+    byId("layer").addEventListener("change", () => this.chooseLayer());
+    byId("head").addEventListener("change", () => this.render());
+    byId("changed-only").addEventListener("change", () => this.fillLayers());
+    for (const pane of PANES) {
+      const units = byId(`${pane}-units`);
+      units.addEventListener("pointerover", (event) => this.point(event));
+      units.addEventListener("pointerleave", () => this.leave());
+      units.addEventListener("blur", () => this.leave());
+      units.addEventListener("click", (event) => this.keep(event));
+      units.addEventListener("keydown", (event) => this.press(event));
+    }
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") this.release(); });
+  }
+
+  /* ---- what is chosen ---- */
+
+  get model() { return Number(byId("model").value); }
+
+  get map() {
+    const [layer, head] = [byId("layer"), byId("head")].map((select) => Number(select.value));
+    return this.passage.maps.findIndex((map) => map[0] === layer && map[1] === head);
+  }
+
+  /* The unit whose looking is shown, if its map is here. */
+  get looking() {
+    const source = this.pinned ?? this.here;
+    return this.maps && this.passage.kept.includes(this.map) && !this.passage.silent.includes(source) ? source : null;
+  }
+
+  choosePassage() {
+    this.passage = this.content.passages[byId("passage").value];
+    this.names = [...this.passage.words.filter((_, index) => this.passage.isWord[index]), ...this.passage.outside];
+    this.words = this.names.length - this.passage.outside.length;
+    [this.maps, this.here, this.pinned] = [null, null, null];
+    PANES.forEach((pane) => this.draw(pane));
+    this.chooseModel();
+    this.load(this.passage);
+  }
+
+  async load(passage) {
+    if (passage.packed && "DecompressionStream" in window) {
+      passage.attention ??= await unpack(passage);
+      if (passage !== this.passage) return; // another text was chosen meanwhile
+      this.maps = passage.attention;
+    }
+    byId("words").dataset.ready = passage.id;
+    this.render();
+  }
+
+  chooseModel() {
+    const { heads, tested } = this.content.changed[this.model - 1];
+    this.changed = this.passage.maps.filter(([layer, head]) => heads.some((pair) => pair[0] === layer && pair[1] === head));
+    const box = byId("changed-only");
+    box.disabled = this.changed.length === 0;
+    box.checked &&= !box.disabled;
+    byId("changed-text").textContent = tested
+      ? `changed heads only (${this.changed.length} with adjusted p < .05)`
+      : `most changed heads only (${this.changed.length}; none has adjusted p < .05)`;
+    this.fillLayers();
+  }
+
+  fillLayers() {
+    const select = byId("layer");
+    const before = select.value ? Number(select.value) : this.content.start;
+    this.offered = byId("changed-only").checked ? this.changed : this.passage.maps;
+    const layers = [...new Set(this.offered.map(([layer]) => layer))].sort((a, b) => a - b);
+    fill(select, layers.map((layer) => [layer, layer]));
+    const nearest = layers.reduce((a, b) => (Math.abs(b - before) < Math.abs(a - before) ? b : a));
+    select.value = nearest;
+    this.chooseLayer();
+  }
+
+  chooseLayer() {
+    const select = byId("head");
+    const before = Number(select.value);
+    const heads = this.offered.filter(([layer]) => layer === Number(byId("layer").value)).map(([, head]) => head);
+    heads.sort((a, b) => a - b);
+    fill(select, heads.map((head) => [head, head === 0 ? "mean of heads" : head]));
+    select.value = heads.includes(before) ? before : heads[0];
+    this.render();
+  }
+
+  /* ---- pointing, keeping, letting go ---- */
+
+  unit(event) {
+    const node = event.target.closest("[data-unit]");
+    return node ? Number(node.dataset.unit) : null;
+  }
+
+  point(event) {
+    const unit = this.unit(event);
+    if (unit === null || unit === this.here) return;
+    this.here = unit;
+    this.render();
+  }
+
+  leave() {
+    this.here = null;
+    this.render();
+  }
+
+  keep(event) {
+    const unit = this.unit(event);
+    if (unit === null) return;
+    this.here = unit;
+    this.pinned = this.pinned === unit ? null : unit;
+    this.render();
+  }
+
+  release() {
+    this.pinned = null;
+    this.render();
+  }
+
+  press(event) {
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (move !== undefined) {
+      this.here = Math.min(this.names.length - 1, Math.max(0, (this.here ?? this.pinned ?? -1) + move));
+    } else if (event.key === "Enter" || event.key === " ") {
+      this.pinned = this.pinned === this.here ? null : this.here;
+    } else {
+      return;
+    }
+    event.preventDefault();
+    this.render();
+  }
+
+  /* ---- numbers ---- */
+
+  /* Percent of each unit in base and tuned, null where there is none: where a unit looks, or what words receive. */
+  numbers() {
+    const models = [0, this.model];
+    if (this.looking !== null) {
+      return models.map((model) => this.names.map((_, unit) => this.maps(model, this.map, this.looking, unit)));
+    }
+    return models.map((model) => {
+      const received = this.passage.received[model][this.map];
+      return this.names.map((_, unit) => (unit < this.words && received[unit] !== null ? received[unit] / 100 : null));
+    });
+  }
+
+  /* ---- drawing ---- */
+
+  draw(pane) {
+    let unit = 0;
+    const nodes = [];
+    const span = (text, ...classes) => {
+      const node = element("span", text, "w", ...classes);
+      node.dataset.unit = unit++;
+      nodes.push(node);
+      return node;
+    };
+    const { words, isWord, marked, outside } = this.passage;
+    const text = words.map((word, index) => {
+      if (!isWord[index]) return document.createTextNode(word);
+      return span(word, ...(marked[index] ? ["marked"] : []));
+    });
+    byId(`${pane}-text`).replaceChildren(...text);
+    const others = outside.map((name) => {
+      const node = span("", "other");
+      node.append(element("bdi", name), element("b", ""));
       return node;
     });
-    byId(pane.text).replaceChildren(...nodes);
+    byId(`${pane}-outside`).replaceChildren(...others.flatMap((node) => [node, " "]));
+    this.nodes[pane] = nodes;
   }
 
-  function show(word) {
-    cells.flat().forEach((node) => node.classList.toggle("here", node.dataset.word === String(word)));
-    const [base, tuned] = values.map((pane) => pane[word]);
-    byId("readout").textContent = base === null || tuned === null
-      ? `“${names[word]}”: no attention measured`
-      : `“${names[word]}”: base ${number(base)} %, tuned ${number(tuned)} %, change ${signed(tuned - base)} points`;
+  render() {
+    const [base, tuned] = this.numbers();
+    const change = base.map((value, unit) => (value === null || tuned[unit] === null ? null : tuned[unit] - value));
+    const shown = { base, tuned, change };
+    // Special tokens often take most of a row; the scale is that of the words, and their numbers stand beside them.
+    const top = Math.max(0, ...base.slice(0, this.words), ...tuned.slice(0, this.words));
+    const most = Math.max(0, ...change.slice(0, this.words).map(Math.abs));
+    this.name(top, most);
+    for (const pane of PANES) {
+      const write = pane === "change" ? signed : percent;
+      shown[pane].forEach((value, unit) => this.paint(this.nodes[pane][unit], unit, value, pane === "change" ? most : top));
+      shown[pane].slice(this.words).forEach((value, index) => {
+        this.nodes[pane][this.words + index].querySelector("b").textContent = value === null ? "" : ` ${write(value)}`;
+      });
+    }
+    byId("readout").textContent = this.sentence(shown);
+    byId("note").textContent = this.note();
+    byId("note").hidden = byId("note").textContent === "";
+    this.sums();
+    this.table(shown);
   }
 
-  function sums(passage) {
-    const marked = passage.marked.filter((_, index) => passage.isWord[index]);
-    const [base, tuned] = values.map((pane) => pane.reduce((sum, value, word) => sum + (marked[word] ? value : 0), 0));
+  paint(node, unit, value, top) {
+    const size = value === null ? 0 : step(value, top);
+    const colour = `${value < 0 ? "b" : "a"}${size}`;
+    [...node.classList].filter((name) => /^[ab]\d$/.test(name)).forEach((name) => node.classList.remove(name));
+    node.classList.add(colour);
+    node.classList.toggle("here", unit === (this.here ?? this.pinned));
+    node.classList.toggle("pinned", unit === this.pinned);
+  }
+
+  name(top, most) {
+    byId("base-name").textContent = this.content.models[0];
+    byId("tuned-name").textContent = this.content.models[this.model];
+    byId("change-name").textContent = "change: tuned − base";
+    for (const pane of ["base", "tuned"]) {
+      byId(`${pane}-low`).textContent = "0";
+      byId(`${pane}-high`).textContent = `${percent(top)} %`;
+    }
+    byId("change-low").textContent = signed(-most);
+    byId("change-high").textContent = `${signed(most)} points`;
+  }
+
+  sentence({ base, tuned, change }) {
+    if (this.here === null && this.pinned === null) return HINT;
+    const numbers = (unit) => (base[unit] === null || change[unit] === null
+      ? "no attention measured"
+      : `base ${percent(base[unit])} %, tuned ${percent(tuned[unit])} %, change ${signed(change[unit])} points`);
+    const source = this.pinned ?? this.here;
+    if (this.looking === null) return `“${this.names[source]}” receives: ${numbers(source)}.`;
+    const pointed = this.pinned !== null && this.here !== null && this.here !== this.pinned;
+    const largest = this.names.reduce((best, _, unit) => (Math.abs(change[unit]) > Math.abs(change[best]) ? unit : best), 0);
+    const target = pointed ? this.here : largest;
+    const how = pointed ? "looks at" : "changed most towards";
+    return `“${this.names[source]}” ${how} “${this.names[target]}”: ${numbers(target)}.`;
+  }
+
+  note() {
+    if (!this.passage.stored) return "Where words look was not kept for this text.";
+    if (!this.passage.kept.includes(this.map)) return "Where words look in this head is left out of the page for its size; attnlens.view shows it.";
+    if (!("DecompressionStream" in window)) return "This browser cannot unpack where words look: only what they receive is shown.";
+    return "";
+  }
+
+  sums() {
+    const marked = this.passage.marked.filter((_, index) => this.passage.isWord[index]);
+    const [base, tuned] = [0, this.model].map((model) =>
+      this.passage.received[model][this.map].reduce((sum, value, word) => sum + (marked[word] ? value / 100 : 0), 0));
     byId("sums").textContent = marked.some(Boolean)
-      ? `Marked words together: ${number(base)} % of the attention on words in base, ${number(tuned)} % in tuned (${signed(tuned - base)} points).`
+      ? `Marked words together: ${percent(base)} % of the attention on words in base, ${percent(tuned)} % in tuned (${signed(tuned - base)} points).`
       : "No word of this text is marked.";
   }
 
-  function changed() {
-    const [base, tuned] = values;
-    const order = base.map((_, word) => word).sort((a, b) => Math.abs(tuned[b] - base[b]) - Math.abs(tuned[a] - base[a]));
-    const rows = order.slice(0, 6).map((word) => {
+  table({ base, tuned, change }) {
+    const known = change.flatMap((value, unit) => (value === null ? [] : [unit]));
+    known.sort((a, b) => Math.abs(change[b]) - Math.abs(change[a]));
+    const rows = known.slice(0, 6).map((unit) => {
       const row = document.createElement("tr");
       const cell = element("td", "");
-      cell.append(element("bdi", names[word]));
-      const numbers = [number(base[word]), number(tuned[word]), signed(tuned[word] - base[word])];
+      cell.append(element("bdi", this.names[unit]));
+      const numbers = [percent(base[unit]), percent(tuned[unit]), signed(change[unit])];
       row.append(cell, ...numbers.map((text) => element("td", text, "number")));
       return row;
     });
     byId("changed").tBodies[0].replaceChildren(...rows);
+    byId("changed-what").textContent = this.looking === null
+      ? "receives most more or less"
+      : `where “${this.names[this.looking]}” looks more or less`;
   }
-
-  function render() {
-    const passage = content.passages[selects.passage.value];
-    const model = 1 + Number(selects.model.value);
-    values = [0, model].map((index) => passage.received[index][selects.map.value]);
-    names = passage.words.filter((_, index) => passage.isWord[index]);
-    const top = Math.max(0, ...values.flat());
-    byId("base-name").textContent = content.models[0];
-    byId("tuned-name").textContent = content.models[model];
-    byId("top-of-scale").textContent = `${number(top)} %`;
-    byId("readout").textContent = "Point at a word, or move through a text with the arrow keys.";
-    draw({ index: 0, text: "base-text" }, top, passage);
-    draw({ index: 1, text: "tuned-text" }, top, passage);
-    sums(passage);
-    changed();
-  }
-
-  function choosePassage() {
-    // The maps differ from text to text only in principle; the choice is kept where it exists.
-    const passage = content.passages[selects.passage.value];
-    const before = selects.map.selectedOptions[0]?.textContent;
-    fill(selects.map, passage.maps.map(mapName));
-    const labels = passage.maps.map(mapName);
-    const start = passage.maps.findIndex(([layer, head]) => layer === content.start && head === 0);
-    const kept = labels.indexOf(before);
-    selects.map.value = String(Math.max(0, kept >= 0 ? kept : start));
-    render();
-  }
-
-  fill(selects.passage, content.passages.map(({ id, label }) => (label ? `${id} · ${label}` : id)));
-  fill(selects.model, content.models.slice(1));
-  byId("model-label").hidden = content.models.length === 2;
-  selects.passage.addEventListener("change", choosePassage);
-  selects.map.addEventListener("change", render);
-  selects.model.addEventListener("change", render);
-  for (const pane of ["base-text", "tuned-text"]) {
-    byId(pane).addEventListener("pointerover", (event) => {
-      if (event.target.dataset.word !== undefined) show(Number(event.target.dataset.word));
-    });
-    byId(pane).addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step === undefined) return;
-      event.preventDefault();
-      const here = cells[0].findIndex((node) => node.classList.contains("here"));
-      show(Math.min(names.length - 1, Math.max(0, here + step)));
-    });
-  }
-  choosePassage();
 }
 
 function sortable(table) {
@@ -146,6 +346,6 @@ function sortable(table) {
   });
 }
 
-if (byId("passages")) viewer(JSON.parse(byId("passages").textContent));
+if (byId("passages")) new Viewer(JSON.parse(byId("passages").textContent));
 document.querySelectorAll("table.sortable").forEach(sortable);
 window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
