@@ -42,7 +42,8 @@ def agreement(scores: np.ndarray, marked: np.ndarray, keys: np.ndarray | None = 
     order = np.argsort(-values, axis=-1, kind="stable")  # keys that are not used last
     values, used = np.take_along_axis(values, order, -1), np.take_along_axis(used, order, -1)
     first, last = _blocks(values, used, tie)
-    hits = np.take_along_axis(*np.broadcast_arrays(marked > 0, order), -1) & used
+    marked, order = np.broadcast_arrays(marked > 0, order)
+    hits = np.take_along_axis(marked, order, -1) & used
     shape, width = hits.shape[:-1], hits.shape[-1]
     before = np.zeros((*shape, width + 1), dtype=np.int64)  # hits before each place
     np.cumsum(hits, -1, out=before[..., 1:])
