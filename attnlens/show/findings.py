@@ -276,8 +276,8 @@ def controls_finding(table: pd.DataFrame) -> str:
     place = int(gap.fillna(-1.0).to_numpy().argmax())
     change = {str(name): signed(float(wide[name].iloc[place])) for name in wide}
     return (
-        f"In layer {wide.index[place]} the share of the marked words changed by {change[marked]} points; {CONTROLS[control]} by "
-        f"{change[control]}, that of random words by {change['random words']}"
+        f"In layer {wide.index[place]} the share of the marked words changed by {change[marked]} points; "
+        f"{CONTROLS[control]} by {change[control]}, that of random words by {change['random words']}"
     )
 
 
@@ -310,7 +310,7 @@ def methods_finding(table: pd.DataFrame) -> str:
     """Who did best, and who changed least. table: model, quality, value, changed (percent)."""
     table = table[table["value"].notna()]
     quality = str(table["quality"].iloc[0])
-    table = table.assign(written=table["value"].map(lambda value: _quality(quality, value)))
+    table = table.assign(written=table["value"].map(lambda value: _quality(quality, float(value))))
     values = table["value"].to_numpy(float)
     reached = _quality(quality, float(values.min() if quality == "perplexity" else values.max()))
     best = list(table.loc[table["written"] == reached, "model"])
