@@ -42,28 +42,34 @@ def agreement(scores: np.ndarray, marked: np.ndarray, keys: np.ndarray | None = 
     order = np.argsort(-values, axis=-1, kind="stable")  # keys that are not used last
     values, used = np.take_along_axis(values, order, -1), np.take_along_axis(used, order, -1)
     first, last = _blocks(values, used, tie)
-    marked, order = np.broadcast_arrays(marked, order)
-    hits = np.take_along_axis(marked.astype(np.float64), order, -1) * used
-    before = np.cumsum(np.concatenate([np.zeros_like(hits[..., :1]), hits], -1), -1)  # hits before each place
-    if ((last - first == 1) | ~used).all():  # no ties: each key is its own, and nothing need be looked up
-        above, inside = before[..., :-1], hits
-    else:
-        above = np.take_along_axis(before, np.broadcast_to(first, hits.shape), -1)
-        inside = np.take_along_axis(before, np.broadcast_to(last, hits.shape), -1) - above
-    size, place = last - first, np.arange(hits.shape[-1])
-    positives, total = before[..., -1], np.broadcast_to(used.sum(-1), hits.shape[:-1])
+    marked, order = np.broadcast_arrays(marked > 0, order)
+    hits = np.take_along_axis(marked, order, -1) & used
+    shape, width = hits.shape[:-1], hits.shape[-1]
+    before = np.zeros((*shape, width + 1), dtype=np.int64)  # hits before each place
+    np.cumsum(hits, -1, out=before[..., 1:])
+    positives, total = before[..., -1], np.broadcast_to(used.sum(-1), shape)
     negatives = total - positives
-    chance = inside / size * used  # that a key of this tie stands at this place and is marked
-    # Of the keys of the tie that stand before this one, those marked, given that this one is.
-    earlier = (place - first) * (inside - 1) / np.maximum(size - 1, 1)
-    lower = negatives[..., None] - (first - above) - (size - inside) / 2  # unmarked keys below, ties ½
+    found = np.nonzero(hits)  # only marked keys count: a few places of each row
+    row = np.ravel_multi_index(found[:-1], shape) if shape else np.zeros(len(found[0]), dtype=np.int64)
+    first, last = (np.broadcast_to(edge, hits.shape)[found] for edge in (first, last))
+    size, above = last - first, before[(*found[:-1], first)]
+    inside = before[(*found[:-1], last)] - above
+    unmarked, most = negatives.ravel()[row], positives.ravel()[row]
+    # Of this key at place j of its tie, the marked keys before it are above + (j − first)·slope on average.
+    slope = (inside - 1) / np.maximum(size - 1, 1)
+    harmonic = np.cumsum(np.concatenate([[0.0], 1 / np.arange(1, width + 1)]))  # Σ 1/(j + 1) before each place
+    precise = (above + 1 - slope * (first + 1)) * (harmonic[last] - harmonic[first]) / size + slope
     defined = (positives > 0) & (negatives > 0)
-    parts = (
-        _over((hits * lower).sum(-1), positives * negatives, defined),
-        _over((chance * (above + 1 + earlier) / (place + 1)).sum(-1), positives, defined),
-        _over((chance * (place < positives[..., None])).sum(-1), positives, defined),
+
+    def mean(terms: np.ndarray, count: np.ndarray) -> np.ndarray:
+        sums = np.bincount(row, terms, minlength=defined.size).reshape(shape)
+        return np.divide(sums, count, out=np.full(shape, np.nan), where=defined)
+
+    return Agreement(
+        mean(unmarked - (first - above) - (size - inside) / 2, positives * negatives),  # unmarked keys below, ties ½
+        mean(precise, positives),
+        mean(np.clip(most - first, 0, size) / size, positives),  # chance to stand among the first `most`
     )
-    return Agreement(*parts)
 
 
 def _blocks(values: np.ndarray, used: np.ndarray, tie: float) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +84,3 @@ def _blocks(values: np.ndarray, used: np.ndarray, tie: float) -> tuple[np.ndarra
     ends = np.concatenate([begins[..., 1:], edge], -1)
     behind = np.where(ends, place + 1, values.shape[-1])
     return first, np.minimum.accumulate(behind[..., ::-1], -1)[..., ::-1]
-
-
-def _over(total: np.ndarray, count: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    return np.divide(total, count, out=np.full(defined.shape, np.nan), where=defined)

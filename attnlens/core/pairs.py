@@ -3,14 +3,13 @@
 Every term is a function of the larger of the two weights of a key, M, and of a = |log q − log p|, which comes from the
 logits: the smaller weight is M e⁻ᵃ. Terms are ≥ 0 one by one, so that nearly equal maps keep their digits where
 Σ p log(p/q) would cancel, weights too small for a float still count by their logits, and no eps is needed (METRICS 4).
-All four share a few passes over the tile, without a branch and in memory that the next tile reuses: a branch on random
-data, a hyperbolic tangent or fresh pages each cost more than ten multiplications.
+All four share a few passes over the tile, without a branch and in little memory, used again and again: a branch on
+random data, a hyperbolic tangent or a page that is not in the cache each cost more than ten multiplications.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from math import inf, log
 from typing import NamedTuple
 
 import torch
@@ -29,79 +28,22 @@ class Logits(NamedTuple):
     scores: Scores
 
 
-@dataclass(eq=False)
-class Gap:
-    """Two tiles of the same box (b, h, q, k): weights p of base and q of tuned, and d = log q − log p > −∞.
+class Sums(NamedTuple):
+    """Of two maps p and q, sums over the keys of each row (b, h, q); x = e⁻ᵃ − 1, so that |q − p| = −M x.
 
+    moved: Σ |q − p|. mixed: Σ M [(2 + x) log(1 + x/2) + a (1 + x)], which is −2 JSD.
+    both: Σ M (1 − e⁻ᵃ − a e⁻ᵃ), what a key adds to the KL divergence from the map in which it has the smaller weight.
+    forward, backward: what is to be added to it, Σ M (a − 2 + (a + 2) e⁻ᵃ) over the keys of larger p, and of larger q.
     lost, gained: (b|1, h|1, q) rows where tuned hides a key that base sees, and the reverse; None where none does.
-    room: memory for a tile, by name. What is cached lies there, until the next tile.
     """
 
-    p: Tensor
-    q: Tensor
-    d: Tensor
+    moved: Tensor
+    mixed: Tensor
+    both: Tensor
+    forward: Tensor
+    backward: Tensor
     lost: Tensor | None
     gained: Tensor | None
-    room: Callable[[str, tuple[int, ...]], Tensor]
-
-    def into(self, name: str) -> Tensor:
-        """An empty tile."""
-        return self.room(name, self.d.shape)
-
-    @cached_property
-    def larger(self) -> Tensor:
-        """M = max(p, q)."""
-        return torch.maximum(self.p, self.q, out=self.into("larger"))
-
-    @cached_property
-    def size(self) -> Tensor:
-        """a = |d|."""
-        return torch.abs(self.d, out=self.into("size"))
-
-    @cached_property
-    def capped(self) -> Tensor:
-        """a, at most so large that e⁻ᵃ is lost beside 1: what is bounded does not change beyond, and eᵃ is finite."""
-        most = 4 - math.log(torch.finfo(self.d.dtype).eps)
-        return torch.clamp(self.size, max=most, out=self.into("capped"))
-
-    @cached_property
-    def growth(self) -> Tensor:
-        """eᵃ − 1."""
-        return torch.expm1(self.capped, out=self.into("growth"))
-
-    @cached_property
-    def rest(self) -> Tensor:
-        """e⁻ᵃ = 1/(1 + (eᵃ − 1)): the smaller weight, over the larger."""
-        rest = torch.add(self.growth, 1, out=self.into("rest"))
-        return rest.reciprocal_()
-
-    @cached_property
-    def loss(self) -> Tensor:
-        """1 − e⁻ᵃ, without cancellation."""
-        return torch.mul(self.growth, self.rest, out=self.into("loss"))
-
-    @cached_property
-    def moved(self) -> Tensor:
-        """|q − p| = M (1 − e⁻ᵃ)."""
-        return torch.mul(self.larger, self.loss, out=self.into("moved"))
-
-    @cached_property
-    def below(self) -> Tensor:
-        """M (1 − e⁻ᵃ − a e⁻ᵃ): what a key adds to the KL divergence from the map in which it has the smaller weight."""
-        below = torch.mul(self.capped, self.rest, out=self.into("below"))
-        return torch.sub(self.loss, below, out=below).mul_(self.larger)
-
-    @cached_property
-    def above(self) -> Tensor:
-        """M (a − 1 + e⁻ᵃ): the same, from the map in which it has the larger weight; never less than below."""
-        above = torch.sub(self.size, self.loss, out=self.into("above"))
-        return above.mul_(self.larger)
-
-    def divergence(self, larger: Tensor, infinite: Tensor | None) -> Tensor:
-        """Σ over keys: `above` where `larger` is 1, `below` where it is 0; ∞ in rows where a key is hidden."""
-        chosen = torch.sub(self.above, self.below, out=self.into("first")).mul_(larger).add_(self.below)
-        rows = chosen.sum(-1)
-        return rows if infinite is None else rows.masked_fill(infinite, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -113,7 +55,7 @@ class PairStatistic:
     low: float
     high: float
     reference: str
-    of: Callable[[Gap], Tensor]
+    of: Callable[[Sums], Tensor]
 
 
 PAIRS: dict[str, PairStatistic] = {}
@@ -122,42 +64,42 @@ PAIRS: dict[str, PairStatistic] = {}
 def _pair(*, unit: str, high: float, reference: str):
     """Enter a definition under its own name; the function itself is returned."""
 
-    def enter(of: Callable[[Gap], Tensor]) -> Callable[[Gap], Tensor]:
+    def enter(of: Callable[[Sums], Tensor]) -> Callable[[Sums], Tensor]:
         PAIRS[of.__name__] = PairStatistic(of.__name__, unit, 0.0, high, reference, of)
         return of
 
     return enter
 
 
-@_pair(unit="nats", high=math.log(2), reference="Lin 1991; Endres & Schindelin 2003")
-def jsd(gap: Gap) -> Tensor:
-    """½ KL(p‖m) + ½ KL(q‖m) = Σ ½ |q − p| x − m log cosh x. [1/2, 1/2] and [1, 0] → ¾ log 4/3 = 0.2158.
+@_pair(unit="nats", high=log(2), reference="Lin 1991; Endres & Schindelin 2003")
+def jsd(sums: Sums) -> Tensor:
+    """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. [1/2, 1/2] and [1, 0] → ¾ log 4/3 = 0.2158.
 
-    m = M (1 + e⁻ᵃ)/2 is the mean weight, x = a/2, and log cosh x = ½ log(1 + (eᵃ − 1)(1 − e⁻ᵃ)/4).
+    Of a key with p = M, q = M e⁻ᵃ = M (1 + x) and m = M (1 + x/2) it is ½ M [−log(1 + x/2) + (1 + x)(−a −
+    log(1 + x/2))].
     """
-    spread = torch.mul(gap.growth, gap.loss, out=gap.into("first")).mul_(0.25).log1p_()
-    spread.mul_(torch.add(gap.p, gap.q, out=gap.into("second")))
-    terms = torch.mul(gap.moved, gap.capped, out=gap.into("third")).sub_(spread)
     # Far apart the terms come within a few roundings of the bound: not over it.
-    return (terms.sum(-1) / 4).clamp(0.0, math.log(2))
+    return (sums.mixed / -2).clamp(0.0, log(2))
 
 
-@_pair(unit="nats", high=math.inf, reference="Kullback & Leibler 1951")
-def kl_forward(gap: Gap) -> Tensor:
+@_pair(unit="nats", high=inf, reference="Kullback & Leibler 1951")
+def kl_forward(sums: Sums) -> Tensor:
     """KL(base‖tuned) = Σ p (log p − log q); ∞ where tuned hides what base sees. [1/2, 1/2], [1/4, 3/4] → 0.1438."""
-    return gap.divergence(torch.lt(gap.d, 0, out=gap.into("second")), gap.lost)
+    rows = sums.both + sums.forward
+    return rows if sums.lost is None else rows.masked_fill(sums.lost, inf)
 
 
-@_pair(unit="nats", high=math.inf, reference="Kullback & Leibler 1951")
-def kl_backward(gap: Gap) -> Tensor:
+@_pair(unit="nats", high=inf, reference="Kullback & Leibler 1951")
+def kl_backward(sums: Sums) -> Tensor:
     """KL(tuned‖base) = Σ q (log q − log p); ∞ where base hides what tuned sees. [1/2, 1/2], [1/4, 3/4] → 0.1308."""
-    return gap.divergence(torch.gt(gap.d, 0, out=gap.into("second")), gap.gained)
+    rows = sums.both + sums.backward
+    return rows if sums.gained is None else rows.masked_fill(sums.gained, inf)
 
 
 @_pair(unit="share", high=1.0, reference="METRICS 4")
-def tv(gap: Gap) -> Tensor:
+def tv(sums: Sums) -> Tensor:
     """½ Σ |q − p|: the share of attention that moved. [1/2, 1/2] and [1/4, 3/4] → 1/4."""
-    return gap.moved.sum(-1) / 2
+    return sums.moved / 2
 
 
 class PairKeeper:
@@ -184,12 +126,12 @@ class PairKeeper:
         """Hold a tile of tuned, whose logits must be whole, against that of base."""
         box = right.box
         left, rows = self.base.tile(box), (box.texts, box.heads, box.queries)
-        gap = _gap(left, right, self.base.room)
         empty = (left.count == 0) | (right.count == 0)
         if self.queries is not None:
             empty = empty | ~self.queries.to(empty.device)[box.texts, None, box.queries]
+        sums = _sums(left, right, self.base.room)
         for name, kept in self.kept.items():
-            kept[rows] = PAIRS[name].of(gap).masked_fill(empty, torch.nan)
+            kept[rows] = PAIRS[name].of(sums).masked_fill(empty, torch.nan)
 
 
 def pair_statistics(
@@ -218,12 +160,29 @@ def _check(base: Logits, tuned: Logits) -> None:
         raise ShapeError("two maps must both have a learned null key (sinks), or neither")
 
 
-def _gap(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor]) -> Gap:
-    """Weights and difference of log-weights; the maximum logit is 0, so log p = logits + log of the largest weight."""
-    d = torch.sub(tuned.logits, base.logits, out=room("gap", base.logits.shape))
+def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor]) -> Sums:
+    """Two tiles of one box, summed over their keys. Overwrites the logits of base; room: memory for a tile, by name.
+
+    The maximum logit is 0, so log p = logits + log of the largest weight.
+    """
+    d = torch.sub(tuned.logits, base.logits, out=base.logits)  # log q − log p
     d.add_((tuned.peak.log() - base.peak.log())[..., None])
+    larger, a, x, rest, terms = (room(name, d.shape) for name in ("larger", "a", "x", "rest", "terms"))
+    torch.maximum(base.weights, tuned.weights, out=larger)
+    torch.abs(d, out=a)
+    torch.neg(a, out=x).expm1_()
+    torch.add(x, 1, out=rest)  # e⁻ᵃ
+    torch.mul(x, 0.5, out=terms).log1p_()
+    terms.addcmul_(terms, rest).addcmul_(a, rest)
+    mixed = terms.mul_(larger).sum(-1)
+    torch.add(a, x, out=terms).mul_(larger)  # M (a − 1 + e⁻ᵃ), from the map in which the key has the larger weight
+    rest.mul_(a).add_(x).mul_(larger)  # the same, from the map in which it has the smaller weight, negative
+    terms.add_(rest)  # how much more the former is
+    moved = x.mul_(larger).sum(-1)
+    forward = torch.lt(d, 0, out=a).mul_(terms).sum(-1)
+    backward = torch.gt(d, 0, out=a).mul_(terms).sum(-1)
     lost = gained = None
     if base.visible is not None or tuned.visible is not None:
-        sees = [base.logits.new_ones((), dtype=torch.bool) if v is None else v for v in (base.visible, tuned.visible)]
+        sees = [d.new_ones((), dtype=torch.bool) if seen is None else seen for seen in (base.visible, tuned.visible)]
         lost, gained = (sees[0] & ~sees[1]).any(-1), (sees[1] & ~sees[0]).any(-1)
-    return Gap(base.weights, tuned.weights, d, lost, gained, room)
+    return Sums(-moved, mixed, -rest.sum(-1), forward, backward, lost, gained)

@@ -79,10 +79,9 @@ class Scores:
         """Put HIDDEN where a key may not be seen, in place. offset: K − Q of the map."""
         if self.merely_causal:  # only the last keys of the box lie beyond some row's frontier
             first = max(0, box.queries.start + offset + 1)
-            hidden = distances(box, offset, logits.device)[:, first:] < 0
-            logits[..., first:].masked_fill_(hidden, HIDDEN)
+            logits[..., first:] += _veil(distances(box, offset, logits.device)[:, first:] >= 0, logits.dtype)
         elif (seen := self.visible(box, offset, logits.device)) is not None:
-            logits.masked_fill_(~seen, HIDDEN)
+            logits += _veil(seen, logits.dtype)
 
     def finish(self, logits: Tensor, box: Box) -> Tensor:
         """Softcap, bias and float mask on scaled q·k (b, h, q, k), in place; hiding is left to the caller."""
@@ -94,6 +93,11 @@ class Scores:
             tile = cut(self.mask, box)
             logits.add_(tile.masked_fill(tile <= torch.finfo(tile.dtype).min / 2, 0.0))
         return logits
+
+
+def _veil(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is seen, HIDDEN where not. Added to a logit HIDDEN leaves nothing of it, faster than it is filled."""
+    return (seen.to(dtype) - 1) * -HIDDEN
 
 
 def distances(box: Box, offset: int, device: torch.device) -> Tensor:

@@ -151,9 +151,9 @@ class _Rows:
 
     def count(self, columns: Tensor) -> Tensor:
         """Σ of a row's visible keys in each column (b, k, G): (b, h|1, q|1, G)."""
-        if self.tile.visible is None:
+        if self.tile.shown is None:
             return columns.sum(1)[:, None, None]
-        return self.tile.visible.to(columns.dtype) @ columns[:, None]
+        return self.tile.shown @ columns[:, None]
 
 
 @dataclass
@@ -168,7 +168,7 @@ class _Part:
     indicators: Tensor
     norms: Tensor | None
 
-    @property
+    @cached_property
     def columns(self) -> Tensor:
         """Weights of the groups (b, k, G)."""
         return self.rows.columns[..., self.chosen]
@@ -373,10 +373,10 @@ class _Keeper:
         for name, total in self.sums.items():
             if name == "map":
                 columns = rows @ tile.weights[..., keys]
-            elif tile.visible is None:
+            elif tile.shown is None:
                 columns = shares[name].sum(-1, keepdim=True)
             else:
-                columns = shares[name] @ tile.visible[..., keys].expand(-1, -1, rows.shape[-1], -1).to(rows)
+                columns = shares[name] @ tile.shown[..., keys].expand(-1, -1, rows.shape[-1], -1)
             total[box.texts, box.heads, keys] += columns[..., 0, :]
 
     def finish(self) -> dict[str, Tensor]:

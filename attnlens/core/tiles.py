@@ -46,15 +46,20 @@ class Tile:
         return torch.cat([seen, seen.new_ones(()).expand(*seen.shape[:3], 1)], -1)
 
     @cached_property
+    def shown(self) -> Tensor | None:
+        """`visible` as 0 and 1 (b|1, h|1, q, k), to be multiplied with."""
+        return None if self.visible is None else self.visible.to(self.logits.dtype)
+
+    @cached_property
     def count(self) -> Tensor:
         """n_i (b|1, h|1, q): visible keys, a null key included."""
         if self.scores.merely_causal:
             rows = torch.arange(self.box.queries.start, self.box.queries.stop, device=self.logits.device)
             seen = (rows + self.offset + 1).clamp(0, self.box.keys) + (self.scores.sinks is not None)
             return seen.to(self.logits.dtype)[None, None]
-        if self.visible is None:
+        if self.shown is None:
             return self.logits.new_full((1, 1, 1), self.logits.shape[-1])
-        return self.visible.sum(-1, dtype=self.logits.dtype)
+        return self.shown.sum(-1)
 
     @cached_property
     def peak(self) -> Tensor:

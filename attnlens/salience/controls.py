@@ -14,6 +14,7 @@ from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
 
 REACH = 20  # words; within 5 and 10 too few salient words find a match
+BLOCK = 64  # texts matched at once: the solver's start costs several times what one text does
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +92,28 @@ def matched_controls(corpus: Corpus, marks: Sequence[np.ndarray], pieces: Sequen
     nothing is drawn. Words without pieces (cut by truncation) take no part. Hand example: candidates two words before
     a salient word and one word after it weigh 1/3 and 2/3.
     """
-    return [_control(kind, marked) for kind, marked in word_kinds(corpus, marks, pieces)]
+    texts, controls = list(word_kinds(corpus, marks, pieces)), []
+    for start in range(0, len(texts), BLOCK):
+        controls += _controls(texts[start : start + BLOCK])
+    return controls
 
 
-def _control(kind: np.ndarray, marked: np.ndarray) -> Control:
-    """Match within each kind: kind (W,) int, −1 outside; marked (W,) bool."""
-    salient, ordinary = candidates(kind, marked)
-    weight = pair_weights(kind, salient, ordinary)
-    matched, weights = (np.bincount(side, weight, minlength=len(kind)) for side in (salient, ordinary))
-    return Control(matched, weights, marked & (kind >= 0))
+def _controls(texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Control]:
+    """Match within each text and kind, all in one linear program: kind (W,) int, −1 outside; marked (W,) bool."""
+    starts = np.cumsum([0, *(len(kind) for kind, _ in texts)])
+    ends = np.cumsum([0, *(kind.max(initial=-1) // 3 * 3 + 3 for kind, _ in texts)])  # no two texts share a kind
+    kinds = np.concatenate([np.where(kind >= 0, kind + end, -1) for (kind, _), end in zip(texts, ends, strict=False)])
+    pairs = [candidates(*text) for text in texts]
+    salient, ordinary = (
+        np.concatenate([side + start for side, start in zip(sides, starts, strict=False)])
+        for sides in zip(*pairs, strict=True)
+    )
+    weight = pair_weights(kinds, salient, ordinary)
+    matched, weights = (
+        np.split(np.bincount(side, weight, minlength=starts[-1]), starts[1:-1]) for side in (salient, ordinary)
+    )
+    eligible = (marked & (kind >= 0) for kind, marked in texts)
+    return [Control(*parts) for parts in zip(matched, weights, eligible, strict=True)]
 
 
 def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *, once: bool = False) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Salience by TextRank: the words most central in a text's own graph of words (Mihalcea & Tarau 2004)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import sparse
 
@@ -47,7 +49,7 @@ def page_rank(graph: sparse.csr_array) -> np.ndarray:
         scores = following
 
 
-def centrality(text_forms: list[str]) -> np.ndarray:
+def centrality(text_forms: Sequence[str]) -> np.ndarray:
     """PageRank of each word's form in the graph of its text, NaN where the word carries no content: (W,) float64."""
     content = {word: node for node, word in enumerate(dict.fromkeys(filter(is_content, text_forms)))}
     nodes = np.array([content.get(word, -1) for word in text_forms], dtype=np.int64)

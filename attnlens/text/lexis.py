@@ -81,9 +81,10 @@ def form(word: str) -> str:
     return word.lower().translate(_PLAIN).removesuffix("'s")
 
 
-def forms(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 10)  # every definition of salience and every control asks again for the same texts
+def forms(text: str) -> tuple[str, ...]:
     """The counted form of each word of a text, in order: W of them."""
-    return [form(text[start:end]) for start, end in words(text)]
+    return tuple(form(text[start:end]) for start, end in words(text))
 
 
 @lru_cache(maxsize=1 << 17)
