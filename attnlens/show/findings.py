@@ -310,8 +310,8 @@ def methods_finding(table: pd.DataFrame) -> str:
     """Who did best, and who changed least. table: model, quality, value, changed (percent)."""
     table = table[table["value"].notna()]
     quality = str(table["quality"].iloc[0])
-    table = table.assign(written=table["value"].map(lambda value: _quality(quality, float(value))))
     values = table["value"].to_numpy(float)
+    table = table.assign(written=[_quality(quality, value) for value in values])
     reached = _quality(quality, float(values.min() if quality == "perplexity" else values.max()))
     best = list(table.loc[table["written"] == reached, "model"])
     told = f"Best held-out {quality}: {listed(best)} ({reached})"
