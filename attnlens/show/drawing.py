@@ -48,14 +48,15 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 300,
 }
 Panel = Callable[[Axes, int], object]
+Picture = Callable[[pd.DataFrame], Callable[[float], Figure]]
 
 
 @dataclass(frozen=True)
 class Drawing:
     """One figure: file name, finding, caption with n and interval, the drawn numbers, and how to draw it.
 
-    section: the part of the report it belongs to. draw: width in inches → a new matplotlib Figure; to be called under
-    `style()` or the settings of a venue.
+    section: the part of the report it belongs to. picture: draws the table, and knows nothing beside it, so that the
+    figure can be drawn again from its CSV alone.
     """
 
     name: str
@@ -63,7 +64,11 @@ class Drawing:
     title: str
     caption: str
     table: pd.DataFrame
-    draw: Callable[[float], Figure]
+    picture: Picture
+
+    def draw(self, width: float) -> Figure:
+        """A new Figure `width` inches wide; to be called under `style()` or the settings of a venue."""
+        return self.picture(self.table)(width)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,24 @@ def labels(names: Iterable[str], *, limit: int = 30) -> dict[str, str]:
             text = f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
         found[name] = text if text not in found.values() else f"{text} ({len(found) + 1})"
     return found
+
+
+def named(table: pd.DataFrame, *, limit: int = 30) -> pd.DataFrame:
+    """`table` with the labels of its models in place of their names."""
+    return table.assign(model=table["model"].map(labels(table["model"].unique(), limit=limit)))
+
+
+def by_model(table: pd.DataFrame, panel: Callable[[Axes, pd.DataFrame], object]) -> Panel:
+    """A panel for each model of `table`, with the model's name over it where there are several."""
+    names = labels(table["model"].unique(), limit=TITLE)
+
+    def draw(ax: Axes, index: int) -> None:
+        model = list(names)[index]
+        panel(ax, table[table["model"] == model])
+        if len(names) > 1:
+            ax.set_title(names[model])
+
+    return draw
 
 
 def panels(layout: Layout, panel: Panel) -> Callable[[float], Figure]:

@@ -9,20 +9,37 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from attnlens.analysis.results import Comparison
-from attnlens.show import head_figures, layer_figures, training_figures, weight_figures, word_figures
+from attnlens.show import (
+    control_figures,
+    head_figures,
+    layer_figures,
+    method_figures,
+    training_figures,
+    weight_figures,
+    word_figures,
+)
 from attnlens.show.drawing import WIDE, Drawing, style
 from attnlens.show.files import write
 from attnlens.show.latex import caption
 from attnlens.show.tables import csv
 
+MODULES = (
+    layer_figures,
+    head_figures,
+    control_figures,
+    word_figures,
+    weight_figures,
+    training_figures,
+    method_figures,
+)
+PICTURES = {name: picture for module in MODULES for name, picture in module.PICTURES.items()}
 SECTIONS = ("layers", "heads", "words", "weights", "training")
 FORMATS = ("pdf", "svg", "png")
 
 
 def figure_set(comparison: Comparison) -> list[Drawing]:
     """Every figure that `comparison` has numbers for, in the order of the report."""
-    sections = (layer_figures, head_figures, word_figures, weight_figures, training_figures)
-    drawings = [drawing for section in sections for drawing in section.drawings(comparison)]
+    drawings = [drawing for module in MODULES for drawing in module.drawings(comparison)]
     return sorted(drawings, key=lambda drawing: SECTIONS.index(drawing.section))
 
 

@@ -13,6 +13,11 @@ from attnlens.show.training_records import QUALITIES, number, part
 from attnlens.show.twins import real_models, twins
 
 MOVED = ("yes", "away")
+# What marked words are held against, by its name in the table of controls.
+CONTROLS = {
+    "matched words": "that of matched words",
+    "what position, length and frequency explain": "what position, length and frequency explain",
+}
 
 
 def listed(items: Iterable[object]) -> str:
@@ -34,6 +39,13 @@ def layers_named(layers: Iterable[int]) -> str:
         parts += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
     single = len(parts) == 1 and "–" not in parts[0]
     return f"{'layer' if single else 'layers'} {listed(parts)}"
+
+
+def null_words(comparison: Comparison) -> str:
+    """A caption's words for the twins among the models; nothing where there is none."""
+    null = [model for model in comparison.models[1:] if model not in real_models(comparison)]
+    kind = "a null" if len(null) == 1 else "nulls"
+    return f" Grey, dashed: {listed(null)}, {kind}, no answer." if null else ""
 
 
 def focus_finding(comparison: Comparison) -> str:
@@ -235,6 +247,80 @@ def circuits_finding(table: pd.DataFrame, *, shared: bool = False) -> str:
         place = f"{'block' if shared else 'layer'} {int(top['layer'])}, head {int(top['head'])}"
         parts.append(f"{circuit} of {place} ({percent(top['relative'])} %)")
     return f"Most changed by its weights: {', '.join(parts)}"
+
+
+def definitions_finding(table: pd.DataFrame) -> str:
+    """Under how many definitions attention moved by more than the margin. table: one model, a row a definition."""
+    parts = []
+    for words, rows in (
+        ("moved towards the marked words", table[table["filled"] & (table["estimate"] > 0)]),
+        ("moved away from the marked words", table[table["filled"] & (table["estimate"] < 0)]),
+    ):
+        if len(rows):
+            parts.append(f"{words} under {len(rows)} of {len(table)} definitions ({listed(rows['label'])})")
+    where = f"In layer {table['layer'].iloc[0]}"
+    if not parts:
+        return f"{where} none of {len(table)} definitions of the marked words shows a change beyond the margin"
+    return f"{where} attention {' and '.join(parts)}"
+
+
+def controls_finding(table: pd.DataFrame) -> str:
+    """What marked words gained beside their controls, where the two parted most. table: one model; words, layer."""
+    wide = table.pivot(index="layer", columns="words", values="estimate")
+    marked, control = table["words"].iloc[0], next(name for name in CONTROLS if name in wide)
+    gap = (wide[marked] - wide[control]).abs()
+    if gap.isna().all():
+        return "No data on the share of the marked words"
+    if not table["estimate"].abs().max() > 0.05:  # it would be printed as 0.0
+        return "Neither marked words nor their controls changed their share of attention by 0.1 points"
+    place = int(gap.fillna(-1.0).to_numpy().argmax())
+    change = {str(name): signed(float(wide[name].iloc[place])) for name in wide}
+    return (
+        f"In layer {wide.index[place]} the share of the marked words changed by {change[marked]} points; "
+        f"{CONTROLS[control]} by {change[control]}, that of random words by {change['random words']}"
+    )
+
+
+def agreement_finding(table: pd.DataFrame) -> str:
+    """Whether received attention picks out the marked words better than before. table: one tuned model."""
+    rows = table[table["measure"] == table["measure"].iloc[0]]
+    if rows["change"].isna().all():
+        return "No data on how well received attention picks out the marked words"
+    top = most_moved(rows, "change")
+    before, after = (f"{value:.2f}".removeprefix("0") for value in (top["estimate"] - top["change"], top["estimate"]))
+    if before == after:
+        return f"Received attention picks out the marked words as it did before ({top['measure']} {after})"
+    word = "better" if top["change"] > 0 else "worse"
+    doubt = "" if top["filled"] else ", but not beyond chance"
+    doubt = "; too few documents for an interval" if pd.isna(top["low"]) else doubt
+    where = f"most in layer {int(top['layer'])} ({top['measure']} {before} → {after})"
+    return f"Received attention picks out the marked words {word} than before, {where}{doubt}"
+
+
+def reliance_finding(table: pd.DataFrame) -> str:
+    """Whether hiding the marked words costs more than hiding others, and more than in the base. table: one model."""
+    beyond, against = (bool(rows["filled"].any()) for _, rows in table.groupby("label", sort=False))
+    if beyond:
+        more = ", and more than before tuning" if against else "; that they do so more than before was not shown"
+        return f"The outputs rely on the marked words{more}"
+    return "That the outputs rely on the marked words was not shown"
+
+
+def methods_finding(table: pd.DataFrame) -> str:
+    """Who did best, and who changed least. table: model, quality, value, changed (percent)."""
+    table = table[table["value"].notna()]
+    quality = str(table["quality"].iloc[0])
+    values = table["value"].to_numpy(float)
+    table = table.assign(written=[_quality(quality, value) for value in values])
+    reached = _quality(quality, float(values.min() if quality == "perplexity" else values.max()))
+    best = list(table.loc[table["written"] == reached, "model"])
+    told = f"Best held-out {quality}: {listed(best)} ({reached})"
+    if table["changed"].isna().all():
+        return told
+    least = table.iloc[int(table["changed"].fillna(np.inf).to_numpy().argmin())]
+    if least["model"] in best:
+        return f"{told}, with {percent(least['changed'])} % of the weights changed, the fewest"
+    return f"{told}; fewest weights changed: {least['model']} ({percent(least['changed'])} %, {least['written']})"
 
 
 def passage_finding(table: pd.DataFrame, models: list[str], where: str, unit: str) -> str:

@@ -1,7 +1,10 @@
 """Plots: a table of numbers and an Axes in, the Axes out; no file, no global setting.
 
-Every table is the one that is written beside the figure as CSV. Layers and heads count from 1.
+Every table is the one that is written beside the figure as CSV. Layers and heads count from 1. Where a table has a
+column kind, a "null" is drawn grey and dashed and "noise" as a grey area: neither is an answer.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,14 +20,45 @@ FAINT = "#dfe3e8"
 # Blue, orange, green, purple (after Okabe & Ito): told apart by any eye, and by their marker in grey.
 HUES = ("#0b5fa5", "#d2570a", "#00795c", "#8e4a9e", "#6b5b00", "#4a4f57")
 MARKERS = ("o", "s", "D", "^", "v", "P")
+NULL_MARKERS = ("p", "d")
 DIVERGING = colors.LinearSegmentedColormap.from_list(
     "blue_white_orange", ("#0a3d73", "#2f75b5", "#93bfe2", "#f6f6f4", "#f6b98a", "#d9691b", "#7f3205")
 )
 RISING = colors.LinearSegmentedColormap.from_list("white_blue", ("#f3f6fa", "#a9c8e6", "#3b7fbd", "#0a3d73"))
 GREYED = "#c3c8ce"
+NOISE = "#e3e6ea"
 SIGNIFICANT = 0.05
 SMALLEST_PERCENT = 0.01  # what two decimals can tell from nothing
 LOG_RATIO = 50.0  # a wider range of layer changes is drawn on a logarithmic axis
+BROKEN = (0, (4, 3))  # lines to read others against
+MOST_AREAS = 3  # more bands than these hide each other: their ends alone are drawn
+NOISE_NAME = "random weights of the same size"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one model is drawn: its colour, its marker, its line."""
+
+    hue: str
+    marker: str
+    line: object = "-"
+
+
+def looks(table: pd.DataFrame) -> dict[str, Look]:
+    """The look of each model of a table, hues in order; the base is dark, nulls are grey and broken."""
+    kinds = table["kind"] if "kind" in table else pd.Series("tuned", table.index)
+    found: dict[str, Look] = {}
+    tuned = nulls = 0
+    for name in table.loc[kinds != "noise", "model"].unique():
+        kind = kinds[table["model"] == name].iloc[0]
+        # The second round of hues has other markers.
+        marker = MARKERS[(tuned + tuned // len(HUES)) % len(MARKERS)]
+        if kind == "null":
+            found[str(name)] = Look(QUIET, NULL_MARKERS[nulls % 2], ((0, (4, 2)), (0, (1, 1.5)))[nulls % 2])
+        else:
+            found[str(name)] = Look(INK, "<") if kind == "base" else Look(HUES[tuned % len(HUES)], marker)
+        tuned, nulls = tuned + (kind == "tuned"), nulls + (kind == "null")
+    return found
 
 
 def clean(ax: Axes) -> Axes:
@@ -35,7 +69,8 @@ def clean(ax: Axes) -> Axes:
     return ax
 
 
-def _signed_label(value: float, _: int) -> str:
+def signed_label(value: float, _: int) -> str:
+    """A tick around zero: +2, −0.5, 0."""
     return ("\N{MINUS SIGN}" if value < 0 else "+" if value > 0 else "") + f"{abs(value):g}"
 
 
@@ -65,21 +100,35 @@ def detected(table: pd.DataFrame, margin: float = 0.0) -> pd.Series:
 def layer_profile(table: pd.DataFrame, ax: Axes, *, margin: float | None = None) -> Axes:
     """Change per layer with its simultaneous band, one line a model.
 
-    table: columns model, layer (from 1), estimate, low, high (points), p_adjusted. margin: the smallest change that
-    matters, drawn as ± lines. A filled marker: `detected`, the interval lies wholly beyond the margin (beyond zero
-    without one).
+    table: columns model, layer (from 1), estimate, low, high (points), p_adjusted; kind, where not all are tuned
+    models: of "noise", low and high are drawn as an area. margin: the smallest change that matters, drawn as ± lines.
+    A filled marker: `detected`, the interval lies wholly beyond the margin (beyond zero without one).
+    """
+    if "kind" in table:
+        noise = table[table["kind"] == "noise"]
+        table = table[table["kind"] != "noise"]
+        height = noise["high"] - noise["low"]
+        look = {"color": NOISE, "linewidth": 0, "zorder": 0.5}
+        if len(noise):
+            ax.bar(noise["layer"], height, width=1.0, bottom=noise["low"], label=NOISE_NAME, **look)
+    for level in (-margin, margin) if margin is not None else ():
+        ax.axhline(level, color=QUIET, linewidth=0.8, linestyle=BROKEN, zorder=1)
+    return layer_change(table.assign(filled=detected(table, margin or 0.0)), ax)
+
+
+def layer_change(table: pd.DataFrame, ax: Axes) -> Axes:
+    """A signed change per layer around zero with its band, one line a model.
+
+    table: columns model, layer (from 1), estimate, low, high, filled (the marker), kind where not all are tuned.
     """
     ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
-    if margin is not None:
-        for level in (-margin, margin):
-            ax.axhline(level, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    _bands(table.assign(filled=detected(table, margin or 0.0)), ax)
+    _bands(table, ax)
     ax.margins(y=0.08)
     low, high = ax.get_ylim()
     if high - low < 0.2:  # nothing moved: no magnifying glass on rounding
         ax.set_ylim(-1, 1)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    ax.yaxis.set_major_formatter(FuncFormatter(_signed_label))
+    ax.yaxis.set_major_formatter(FuncFormatter(signed_label))
     return ax
 
 
@@ -95,24 +144,39 @@ def layer_level(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def layer_score(table: pd.DataFrame, ax: Axes, *, chance: float | None = None) -> Axes:
+    """A score from 0 to 1 per layer, one line a model, the base among them; `chance` as a dashed line.
+
+    table: columns model, kind, layer (from 1), estimate, filled. The axis spans at least a fifth of the scale.
+    """
+    if chance is not None:
+        ax.axhline(chance, color=QUIET, linewidth=0.8, linestyle=BROKEN, zorder=1)
+    _bands(table.assign(low=np.nan, high=np.nan), ax)
+    ends = [*table["estimate"], *([] if chance is None else [chance])]
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    room = max(0.2 - (high - low), 0.1 * (high - low)) / 2
+    ax.set_ylim(max(-0.02, low - room), min(1.02, high + room))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    return ax
+
+
 def _bands(table: pd.DataFrame, ax: Axes) -> None:
     """Estimates over layers with their bands, one line a model, side by side; column `filled` fills the marker."""
-    names = list(table["model"].unique())
+    found = looks(table)
     layers = int(table["layer"].max())
-    step = 0.0 if len(names) == 1 else min(0.14, 0.5 / len(names))
-    for index, name in enumerate(names):
+    step = 0.0 if len(found) == 1 else min(0.14, 0.5 / len(found))
+    for index, (name, look) in enumerate(found.items()):
         rows = table[table["model"] == name].sort_values("layer")
-        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
-        x = rows["layer"] + step * (index - (len(names) - 1) / 2)
-        ax.fill_between(x, rows["low"], rows["high"], color=hue, alpha=0.16, linewidth=0, zorder=2)
-        ax.vlines(x, rows["low"], rows["high"], color=hue, linewidth=1.0 if layers <= 16 else 0.5, zorder=3)
+        x = rows["layer"] + step * (index - (len(found) - 1) / 2)
+        if look.line == "-" and len(found) <= MOST_AREAS:
+            ax.fill_between(x, rows["low"], rows["high"], color=look.hue, alpha=0.16, linewidth=0, zorder=2)
+        ax.vlines(x, rows["low"], rows["high"], color=look.hue, linewidth=1.0 if layers <= 16 else 0.5, zorder=3)
         # The line carries its marker for a legend only; the markers drawn differ from point to point.
-        ax.plot(x, rows["estimate"], marker=marker, markersize=4.5, markevery=[], color=hue, linewidth=1.3, label=name)
-        faces = [hue if flag else "white" for flag in rows["filled"]]
-        size = 22 if layers <= 16 else 9
-        ax.scatter(
-            x, rows["estimate"], s=size, c=faces, edgecolors=hue, marker=marker, linewidths=1.2, zorder=5, clip_on=False
-        )
+        line = {"color": look.hue, "linestyle": look.line, "linewidth": 1.3, "label": name}
+        ax.plot(x, rows["estimate"], marker=look.marker, markersize=4.5, markevery=[], **line)
+        dots = {"s": 22 if layers <= 16 else 9, "marker": look.marker, "linewidths": 1.2, "zorder": 5}
+        faces = [look.hue if flag else "white" for flag in rows["filled"]]
+        ax.scatter(x, rows["estimate"], c=faces, edgecolors=look.hue, clip_on=False, **dots)
     _layer_axis(ax, layers)
     clean(ax)
 
@@ -201,7 +265,7 @@ def received_pairs(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
     """
     layers = int(table["layer"].max())
     shift, size = (0.15, 24) if layers <= 16 else (0.2, 8)
-    ax.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.axhline(1, color=QUIET, linewidth=0.8, linestyle=BROKEN, zorder=1)
     looks = {"marked": (HUES[1], "o", -shift), "control": (HUES[5], "s", shift)}
     words = {"marked": "marked words", "control": "matched words"}
     for name, (hue, marker, beside) in looks.items():
@@ -229,14 +293,14 @@ def plane(table: pd.DataFrame, ax: Axes, *, limits: tuple[tuple[float, float], t
     ax.scatter(
         table["sink_release"], table["refocusing"], c=table["layer"], cmap=shades, vmin=1, vmax=max(layers, 2), **look
     )
-    ax.axline((0, 0), slope=-1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.axline((0, 0), slope=-1, color=QUIET, linewidth=0.8, linestyle=BROKEN, zorder=1)
     ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
     ax.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
     ax.set_xlim(*limits[0])
     ax.set_ylim(*limits[1])
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(_signed_label))
+        axis.set_major_formatter(FuncFormatter(signed_label))
     return clean(ax)
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnlens.analysis.results import Comparison, open_comparison
+import pandas as pd
+
+from attnlens.analysis.results import NAMES, Comparison, open_comparison
 from attnlens.core.errors import AttnlensError, OutputExists, UnknownName
 from attnlens.show.drawing import Drawing
-from attnlens.show.figures import FORMATS, figure_set, write_figure
+from attnlens.show.figures import FORMATS, PICTURES, figure_set, write_figure
 from attnlens.show.files import write
 from attnlens.show.venues import venue
 
 RECORD = "figures.json"
+WORDS = (*NAMES, "part", "piece", "unit", "place", "definition", "words", "measure", "method", "quality")  # no numbers
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,19 @@ class Redrawn:
 def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redrawn:
     """Draw the figures of the comparison in `directory`, each with its numbers and its caption beside it.
 
-    A folder that holds something else raises OutputExists; figures that were drawn there before are replaced.
+    directory: of a report or a saved comparison; or the CSV of one figure, which is all that it takes to draw it. A
+    folder that holds something else raises OutputExists; figures that were drawn there before are replaced.
     """
     options = RedrawOptions() if options is None else options
     place = venue(options.venue)
     for ending in options.formats:
         if ending not in FORMATS:
             raise UnknownName.among("format", ending, FORMATS)
-    drawings = _chosen(figure_set(renamed(open_comparison(directory), options.names)), options.only)
-    folder = Path(options.output or Path(directory) / f"figures-{place.name}")
+    source = Path(directory)
+    alone = source.suffix == ".csv"
+    found = [_from_csv(source, options.names)] if alone else figure_set(renamed(open_comparison(source), options.names))
+    drawings = _chosen(found, options.only)
+    folder = Path(options.output or (source.parent if alone else source) / f"figures-{place.name}")
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file: needed the name of a folder, choose another -o DIR")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
@@ -65,6 +72,30 @@ def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redra
         for drawing in drawings
     }
     return Redrawn(folder, written)
+
+
+def _from_csv(path: Path, names: Sequence[str]) -> Drawing:
+    """The figure whose numbers `path` holds; its title and caption as they stand beside it, where they do."""
+    if path.stem not in PICTURES:
+        raise UnknownName.among("figure", path.stem, PICTURES)
+    if names:
+        raise AttnlensError("models are renamed in a report: give its folder in place of the CSV of one figure")
+    if not path.is_file():
+        raise AttnlensError(f"{path} is not there")
+    beside = path.with_suffix(".txt")
+    title, _, rest = (beside.read_text("utf-8") if beside.is_file() else path.stem).strip().partition(". ")
+    return Drawing(path.stem, "", title, rest, figure_table(path), PICTURES[path.stem])
+
+
+def figure_table(path: Path) -> pd.DataFrame:
+    """The drawn numbers of a figure from its CSV; names without the quote that keeps a spreadsheet from reading them.
+
+    The texts of a passage may be anything, an empty cell among names is the empty name.
+    """
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(WORDS, str))
+    for name in (name for name in WORDS if name in table):
+        table[name] = table[name].fillna("").str.replace(r"^'(?=[=+\-@\t\r])", "", regex=True)
+    return table
 
 
 def _chosen(drawings: list[Drawing], only: Sequence[str]) -> list[Drawing]:
@@ -85,6 +116,7 @@ def renamed(comparison: Comparison, names: Sequence[str]) -> Comparison:
             f"got {', '.join(names)}"
         )
     new = dict(zip(comparison.models, names, strict=True))
+    nulls = {new[model]: new.get(null, null) for model, null in comparison.provenance.get("nulls", {}).items()}
     tables = {
         name: table.assign(model=table["model"].map(new)) if len(table) else table
         for name in ("weights", "heads", "tests")
@@ -93,6 +125,7 @@ def renamed(comparison: Comparison, names: Sequence[str]) -> Comparison:
     return dataclasses.replace(
         comparison,
         data=comparison.data.assign_coords(model=list(names)),
+        provenance=comparison.provenance | {"nulls": nulls},
         answers={new[model]: answers for model, answers in comparison.answers.items()},
         **tables,
     )

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.roles import is_null, is_twin_of
 from attnlens.analysis.wording import signed
@@ -71,6 +73,11 @@ def real_models(comparison: Comparison) -> list[str]:
     """The tuned models but for the twins; all of them where there are only twins."""
     null = twins(comparison)
     return [model for model in comparison.models[1:] if model not in null] or comparison.models[1:]
+
+
+def kinds(comparison: Comparison, models: pd.Series) -> pd.Series:
+    """Of each model "tuned", or "null" of a twin beside a real run."""
+    return models.isin(real_models(comparison)).map({True: "tuned", False: "null"})
 
 
 def nulls_named(comparison: Comparison) -> Comparison:

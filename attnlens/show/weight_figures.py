@@ -1,12 +1,15 @@
 """Figures of the weights: change by layer, by kind of matrix and by head, beside what rounding alone does."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings, map_plots, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, labels, map_height, of_first_model, panels
+from attnlens.show.drawing import Drawing, Layout, by_model, labels, map_height, named, of_first_model, panels
 from attnlens.show.tables import circuits_table, shares_layers, weight_layers, weight_modules_table
 
 SHARED = " The weights are shared by all layers: no part of the change belongs to one layer alone."
@@ -29,7 +32,6 @@ def weight_change(comparison: Comparison) -> Drawing:
     alone = bool(outside.all())
     if not alone and not table.loc[outside, "relative"].max() > 0:
         table = table[~outside].reset_index(drop=True)
-    shown = table.assign(model=table["model"].map(labels(comparison.models)), layer=table["layer"].fillna(0))
     over = (
         "over all matrices of the model."
         if alone
@@ -40,13 +42,17 @@ def weight_change(comparison: Comparison) -> Drawing:
         f"of the size of the base, √ΣW², {over} Task heads are left out."
         f"{SHARED if shared else ''}{_floor(table, 'Dashed: ')} No sampling is involved."
     )
-
-    def panel(ax: Axes, _: int) -> None:
-        plots.weight_bars(shown, ax, outside="all weights" if alone else "other")
-
-    draw = panels(Layout(1, 2.2, "" if alone else "layer", "weight change (% of its size)"), panel)
     title = of_first_model(comparison, table, lambda rows: findings.weights_finding(rows, shared=shared))
-    return Drawing("weight_change", "weights", title, caption, table, draw)
+    return Drawing("weight_change", "weights", title, caption, table, weight_picture)
+
+
+def weight_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `weight_change`."""
+    alone = bool(table["layer"].isna().all())
+    shown = named(table).assign(layer=table["layer"].fillna(0).astype(int))
+    outside = "all weights" if alone else "other"
+    layout = Layout(1, 2.2, "" if alone else "layer", "weight change (% of its size)")
+    return panels(layout, lambda ax, _: plots.weight_bars(shown, ax, outside=outside))
 
 
 def weight_modules(comparison: Comparison) -> Drawing:
@@ -56,20 +62,7 @@ def weight_modules(comparison: Comparison) -> Drawing:
     # Every panel has the kinds in the same order, the most changed on top.
     table = table.sort_values("module", key=lambda names: names.map(list(most.index).index), kind="stable")
     table = table.reset_index(drop=True)
-    names = labels(comparison.models, limit=TITLE)
-    shown = table.assign(module=table["module"].map(labels(table["module"].unique(), limit=22)))
     alone = bool(table["layer"].isna().all())
-    shown = shown.assign(layer="all") if alone else shown
-    models = list(table["model"].unique())
-    rounded = bool(table["floor"].max() > 0)
-    limit = float(table["relative"].max())
-    limit = limit if limit > 0 else 1.0
-
-    def panel(ax: Axes, index: int) -> None:
-        map_plots.module_map(shown[shown["model"] == models[index]], ax, limit=limit, floor=rounded)
-        if len(models) > 1:
-            ax.set_title(names[models[index]])
-
     # What moved by rounding alone is no finding.
     moved = table[~table["rounding"]].groupby("module")["relative"].max()
     if len(moved) and moved.max() > 0:
@@ -83,26 +76,31 @@ def weight_modules(comparison: Comparison) -> Drawing:
         f"without any effect on attention: a change there need not be a change of attention."
         f"{_floor(table, 'Last column, floor: ')}{letter}"
     )
-    height = 0.6 + 0.23 * table["module"].nunique()
-    draw = panels(Layout(len(models), height, "" if alone else "layer", bar="weight change (%)"), panel)
-    return Drawing("weight_modules", "weights", title, caption, table, draw)
+    return Drawing("weight_modules", "weights", title, caption, table, modules_picture)
+
+
+def modules_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `weight_modules`."""
+    alone = bool(table["layer"].isna().all())
+    shown = table.assign(module=table["module"].map(labels(table["module"].unique(), limit=22)))
+    shown = shown.assign(layer="all" if alone else table["layer"].astype(int))
+    rounded = bool(table["floor"].max() > 0)
+    limit = float(table["relative"].max())
+    limit = limit if limit > 0 else 1.0
+    layout = Layout(
+        table["model"].nunique(),
+        0.6 + 0.23 * table["module"].nunique(),
+        "" if alone else "layer",
+        bar="weight change (%)",
+    )
+    return panels(layout, by_model(shown, lambda ax, rows: map_plots.module_map(rows, ax, limit=limit, floor=rounded)))
 
 
 def circuit_change(comparison: Comparison) -> Drawing:
     """Layer × head maps of the change of the products W_Qᵀ·W_K and W_O·W_V, two panels for each tuned model."""
     table = circuits_table(comparison)
-    coloured = table if table["rounding"].all() else table[~table["rounding"]]
-    limit = float(np.nanmax(coloured["relative"].to_numpy(float), initial=0.0)) or 1.0
-    names = labels(comparison.models, limit=18)  # two maps side by side even in a narrow column
-    pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
-    several, shared = len(comparison.models) > 2, shares_layers(comparison)
-
-    def panel(ax: Axes, index: int) -> None:
-        model, circuit = pairs[index]
-        rows = table[(table["model"] == model) & (table["circuit"] == circuit)]
-        map_plots.change_map(rows, ax, limit=limit)
-        ax.set_title(f"{names[model]}\n{circuit}" if several else CIRCUITS[circuit])
-
+    shared = shares_layers(comparison)
+    table = table.assign(place="block" if shared else "layer")
     rounded = (
         " Grey: the change is no larger than rounding to the narrower stored number format makes alone."
         if table["rounding"].any()
@@ -114,13 +112,30 @@ def circuit_change(comparison: Comparison) -> Drawing:
         "Rotating query and key together, or value and output, changes neither product."
         f"{SHARED if shared else ''}{rounded} No sampling is involved."
     )
-    height = map_height(int(table["layer"].max()))
-    rows = "block" if shared else "layer"
-    draw = panels(Layout(len(pairs), height, "head", rows, bar="change (% of the size)", across=2), panel)
     title = of_first_model(comparison, table, lambda rows: findings.circuits_finding(rows, shared=shared))
-    return Drawing("circuit_change", "weights", title, caption, table, draw)
+    return Drawing("circuit_change", "weights", title, caption, table, circuit_picture)
+
+
+def circuit_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `circuit_change`."""
+    coloured = table if table["rounding"].all() else table[~table["rounding"]]
+    limit = float(np.nanmax(coloured["relative"].to_numpy(float), initial=0.0)) or 1.0
+    names = labels(table["model"].unique(), limit=18)  # two maps side by side even in a narrow column
+    pairs = list(table[["model", "circuit"]].drop_duplicates().itertuples(index=False, name=None))
+
+    def panel(ax: Axes, index: int) -> None:
+        model, circuit = pairs[index]
+        rows = table[(table["model"] == model) & (table["circuit"] == circuit)]
+        map_plots.change_map(rows, ax, limit=limit)
+        ax.set_title(f"{names[model]}\n{circuit}" if len(names) > 1 else CIRCUITS[circuit])
+
+    height, rows = map_height(int(table["layer"].max())), str(table["place"].iloc[0])
+    return panels(Layout(len(pairs), height, "head", rows, bar="change (% of the size)", across=2), panel)
 
 
 def _floor(table: pd.DataFrame, where: str) -> str:
     rounded = table["floor"].max() > 0
     return f" {where}the change that rounding to the narrower stored number format makes alone." if rounded else ""
+
+
+PICTURES = {"weight_change": weight_picture, "weight_modules": modules_picture, "circuit_change": circuit_picture}

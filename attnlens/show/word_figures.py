@@ -1,14 +1,15 @@
 """Figures of words: attention that marked words receive, why their share moved, and one text as the models read it."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.show import findings, plots
-from attnlens.show.drawing import TITLE, Drawing, Layout, drawable, labels, of_attention, of_documents, panels
+from attnlens.show.drawing import Drawing, Layout, by_model, drawable, named, of_attention, of_documents, panels
 from attnlens.show.text_plot import text_blocks
 from attnlens.show.word_tables import received_table, refocusing_table
 
@@ -30,27 +31,24 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 
 def received(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     """Attention that marked and matched ordinary words receive, base → tuned, a panel for each tuned model."""
-    names = labels(comparison.models, limit=TITLE)
-    models = list(table["model"].unique())
-    limit = 1.08 * max(1.0, float(np.nanmax(table.filter(regex="_(base|tuned)$"))))
-
-    def panel(ax: Axes, index: int) -> None:
-        plots.received_pairs(table[table["model"] == models[index]], ax, limit=limit)
-        if len(models) > 1:
-            ax.set_title(names[models[index]])
-
     known = table[table["model"] == table.loc[table["change"].notna(), "model"].iloc[0]]
     top = findings.most_moved(known, "change")
-    of_model = f" of {top['model']}" if len(models) > 1 else ""
+    of_model = f" of {top['model']}" if table["model"].nunique() > 1 else ""
     caption = (
         f"Attention that a word receives from the measured rows, by layer (mean over heads), base (hollow) and tuned "
         f"(filled): words marked by {comparison.salience[0]} and their matched ordinary words. 1 = what uniform "
         f"attention would give. Change of the difference in layer {top['layer']}{of_model}: "
         f"{plots.signed(top['change'], 2)} ({_interval(top)}), over {of_documents(comparison, table)}."
     )
-    draw = panels(Layout(len(models), 2.35, "layer", "received attention (× uniform)"), panel)
     title = of_attention(comparison, table, findings.received_finding)
-    return Drawing("received_profile", "words", title, caption, table, draw)
+    return Drawing("received_profile", "words", title, caption, table, received_picture)
+
+
+def received_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `received`."""
+    limit = 1.08 * max(1.0, float(np.nanmax(table.filter(regex="_(base|tuned)$"))))
+    layout = Layout(table["model"].nunique(), 2.35, "layer", "received attention (× uniform)")
+    return panels(layout, by_model(table, lambda ax, rows: plots.received_pairs(rows, ax, limit=limit)))
 
 
 def _interval(row: pd.Series) -> str:
@@ -61,15 +59,6 @@ def _interval(row: pd.Series) -> str:
 
 def refocusing(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     """Every head in the plane of refocusing against sink release, a panel for each tuned model."""
-    names = labels(comparison.models, limit=TITLE)
-    models = list(table["model"].unique())
-    limits = plots.plane_limits(table)
-
-    def panel(ax: Axes, index: int) -> None:
-        plots.plane(table[table["model"] == models[index]], ax, limits=limits)
-        if len(models) > 1:
-            ax.set_title(names[models[index]])
-
     caption = (
         f"Why the attention on marked words (by {comparison.salience[0]}) moved, one dot a head, in points of all "
         "attention. Up: refocusing, a larger part G of the attention on words goes to the marked ones, (1−m)·ΔG with "
@@ -79,21 +68,26 @@ def refocusing(comparison: Comparison, table: pd.DataFrame) -> Drawing:
         "dashed line it is a rise. Means over texts and documents; "
         f"no test of single heads; {of_documents(comparison, table)}."
     )
-    layout = Layout(len(models), 2.5, "sink release (points)", "refocusing (points)", bar="layer", whole=True)
     title = of_attention(comparison, table, findings.refocusing_finding)
-    return Drawing("refocusing", "words", title, caption, table, panels(layout, panel))
+    return Drawing("refocusing", "words", title, caption, table, refocusing_picture)
+
+
+def refocusing_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `refocusing`."""
+    limits = plots.plane_limits(table)
+    count = table["model"].nunique()
+    layout = Layout(count, 2.5, "sink release (points)", "refocusing (points)", bar="layer", whole=True)
+    return panels(layout, by_model(table, lambda ax, rows: plots.plane(rows, ax, limits=limits)))
 
 
 def passage_text(comparison: Comparison) -> Drawing:
     """One text, each word coloured by the attention it receives, in base and every tuned model."""
     passage, place = chosen_passage(comparison)
     layer, head = passage.heads[place]
-    table = passage_table(comparison, passage, place)
-    names = labels(comparison.models)
-    shown = table.assign(model=table["model"].map(names), piece=table["piece"].map(_one_line))
-    where = f"layer {layer + 1}, {'mean of heads' if head < 0 else f'head {head + 1}'}"
     causal = is_causal(comparison)
     unit = "position-corrected attention on words" if causal else "attention on words"
+    table = passage_table(comparison, passage, place).assign(unit=unit)
+    where = f"layer {layer + 1}, {'mean of heads' if head < 0 else f'head {head + 1}'}"
     marked = " Underlined: the marked words." if table["marked"].any() else ""
     corrected = (
         " Position-corrected: counted against uniform attention, since in this model later words see the earlier ones "
@@ -107,7 +101,13 @@ def passage_text(comparison: Comparison) -> Drawing:
         f"pieces added up; one scale for all models).{marked}{corrected} One text, an example for the eye."
     )
     title = findings.passage_finding(table, comparison.models, where, unit)
-    return Drawing("passage", "words", title, caption, table, lambda width: text_blocks(shown, width, unit))
+    return Drawing("passage", "words", title, caption, table, passage_picture)
+
+
+def passage_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `passage_text`."""
+    shown = named(table).assign(piece=table["piece"].map(_one_line))
+    return lambda width: text_blocks(shown, width, str(table["unit"].iloc[0]))
 
 
 def is_causal(comparison: Comparison) -> bool:
@@ -160,3 +160,6 @@ def passage_table(comparison: Comparison, passage: Passage, place: int) -> pd.Da
 
 def _one_line(piece: str) -> str:
     return drawable(re.sub(r"\s+", " ", piece))
+
+
+PICTURES = {"received_profile": received_picture, "refocusing": refocusing_picture, "passage": passage_picture}

@@ -87,6 +87,7 @@ def _with_divergence(rng: np.random.Generator, data: xr.Dataset, salience: tuple
     )
     states[0] = np.nan
     found = data.assign(
+        sink_census=(data["content_mass"] < 0.7).astype(float),
         hidden_change=(("model", "example", "depth"), states),
         cka=(("model", "depth"), 1 - states[:, 0] ** 2),
         cka_tokens=(("model", "depth"), 4321 + 0 * states[:, 0]),
@@ -102,6 +103,10 @@ def _with_divergence(rng: np.random.Generator, data: xr.Dataset, salience: tuple
             "received_control": "share_control",
         }
         found = found.assign({name: 5.0 * data[source] for name, source in relation.items()})
+        base, change = data["share"].isel(model=0), data["share"] - data["share"].isel(model=0)
+        follows = {"share_value": 1.1, "share_random": 0.1, "share_swapped": -0.2, "received_auroc": 2.0}
+        found = found.assign({n: (base + f * change).transpose(*dims, "salience") for n, f in follows.items()})
+        found = found.assign(received_ap=data["share"], received_precision=0.9 * data["share"])
         # The mean of a product over rows is not the product of the means.
         uneven = rng.uniform(0.8, 1.1, size=(1, *sizes[1:], 1))
         shift = 1 + 0.05 * scale * rng.normal(size=data["share"].shape)
@@ -161,7 +166,8 @@ def _data(
 
     dims = ("model", "example", "layer", "head")
     content = 0.72 + common - 0.01 * depth - 0.02 * own + noise(0.01)
-    content[:, :, 2, 3], content[:, :, 3, 7] = 0.02, 0.035
+    if layers > 3:
+        content[:, :, 2, 3], content[:, :, 3, -5] = 0.02, 0.035
     direction = np.where(skew > 0.25, -1.0, 1.6)
     entropy_content = 0.82 - 0.01 * depth + common + direction * skew * own * 0.006 * depth**1.5 + noise(0.02)
     variables = {
@@ -290,7 +296,7 @@ def _passage(
     models, layers = sizes
     heads = (*((layer, -1) for layer in range(layers)), (5, 2), (5, 7), (4, 0), (4, 9), (3, 1))
     logits = rng.normal(scale=0.9, size=(1, len(heads), len(pieces))).repeat(models, 0)
-    depth = np.array([layer / (layers - 1) for layer, _ in heads])[None, :, None]
+    depth = np.array([layer / max(1, layers - 1) for layer, _ in heads])[None, :, None]
     logits[1:] += scale * (1.4 * marked * depth + rng.normal(scale=0.2, size=logits[1:].shape))
     weights = np.exp(logits) * is_word
     received = 100 * weights / weights.sum(-1, keepdims=True)

@@ -18,6 +18,8 @@ from attnlens.show.venues import VENUES
 from tests.show.synthetic import make_comparison
 
 LAYERS = ["layer_profile", "entropy_profile", "jsd_profile"]
+DEFINITIONS = ["definitions"]
+CONTROLS = ["controls", "agreement"]
 HEADS = ["focus_heads", "entropy_heads"]
 TOPS = ["focus_top_heads", "entropy_top_heads"]
 WORDS = ["received_profile", "refocusing", "passage"]
@@ -36,7 +38,7 @@ def drawings(comparison: Comparison) -> dict[str, Drawing]:
 
 
 def test_the_set(comparison: Comparison, drawings: dict[str, Drawing]):
-    assert list(drawings) == [*LAYERS, *HEADS, *TOPS, *WORDS, *WEIGHTS, "training"]
+    assert list(drawings) == [*LAYERS, *DEFINITIONS, *HEADS, *TOPS, *CONTROLS, *WORDS, *WEIGHTS, "training"]
     for drawing in drawings.values():
         assert drawing.name in UNTESTED or "n = " in drawing.caption
         assert drawing.title and not drawing.title.endswith(".") and drawing.caption.endswith(".")
@@ -117,14 +119,14 @@ def test_without_marked_words_entropy_divergence_and_weights_remain():
 
 def test_an_older_comparison_is_drawn_as_far_as_it_goes():
     drawings = {drawing.name: drawing for drawing in figure_set(make_comparison(older=True))}
-    assert list(drawings) == [*LAYERS[:2], *HEADS, *TOPS, "passage", *WEIGHTS[:2]]
+    assert list(drawings) == [*LAYERS[:2], *DEFINITIONS, *HEADS, *TOPS, "passage", *WEIGHTS[:2]]
     for name in WEIGHTS[:2]:
         assert (drawings[name].table["floor"] == 0).all() and "rounding" not in drawings[name].caption
 
 
 def test_identical_models_draw_zeros():
     drawings = {drawing.name: drawing for drawing in figure_set(make_comparison(scale=0.0))}
-    assert list(drawings) == [*LAYERS, *HEADS, *WORDS, *WEIGHTS, "training"], (
+    assert list(drawings) == [*LAYERS, *DEFINITIONS, *HEADS, *CONTROLS, *WORDS, *WEIGHTS, "training"], (
         "no head changed: no list of changed heads"
     )
     for drawing in drawings.values():
