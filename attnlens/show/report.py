@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -142,17 +142,16 @@ def _figure(drawing: Drawing, directory: Path) -> dict[str, str]:
     def uri(kind: str, content: bytes) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
-    def smaller(svg: bytes, png: Callable[[], bytes]) -> str:
-        return uri("svg+xml", svg) if len(svg) <= MOST_SVG else uri("webp", _webp(png()))
+    def smaller(files: dict[str, bytes]) -> str:
+        vectors = len(files["svg"]) <= MOST_SVG
+        return uri("svg+xml", files["svg"]) if vectors else uri("webp", _webp(files["png"]))
 
-    path = directory / "figures" / f"{drawing.name}.svg"
+    saved = directory / "figures" / drawing.name
     return {
         "title": drawing.title,
         "caption": drawing.caption,
-        "wide": smaller(path.read_bytes(), lambda: path.with_suffix(".png").read_bytes()),
-        "narrow": smaller(
-            rendered(drawing, NARROW, ("svg",))["svg"], lambda: rendered(drawing, NARROW, ("png",))["png"]
-        ),
+        "wide": smaller({ending: saved.with_suffix(f".{ending}").read_bytes() for ending in ("svg", "png")}),
+        "narrow": smaller(rendered(drawing, NARROW, ("svg", "png"))),
     }
 
 
