@@ -122,7 +122,9 @@ def about_texts(base: Checkpoint, texts: Corpus, prepared: Prepared, max_length:
         found.append(f"{empty} of {len(texts)} texts have no row to measure within {max_length} tokens.")
     documents = len({example.document for example in texts})
     if documents < 10:
-        found.append(f"Only {documents} document{'s' if documents > 1 else ''}: intervals rest on few units and are wide or unreliable.")
+        found.append(
+            f"Only {documents} document{'s' if documents > 1 else ''}: intervals rest on few units and are wide or unreliable."
+        )
     cut = sum(_is_cut(example.text, encoded) for example, encoded in zip(texts, prepared.encodings, strict=True))
     if cut:
         found.append(f"{cut} of {len(texts)} texts were cut at {max_length} tokens.")
