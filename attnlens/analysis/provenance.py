@@ -123,7 +123,8 @@ def about_texts(base: Checkpoint, texts: Corpus, prepared: Prepared, max_length:
     documents = len({example.document for example in texts})
     if documents < 10:
         found.append(
-            f"Only {documents} document{'s' if documents > 1 else ''}: intervals rest on few units and are wide or unreliable."
+            f"Only {documents} document{'s' if documents > 1 else ''}: intervals rest on few units and are wide or "
+            "unreliable."
         )
     cut = sum(_is_cut(example.text, encoded) for example, encoded in zip(texts, prepared.encodings, strict=True))
     if cut:

@@ -31,7 +31,8 @@ class Logits(NamedTuple):
 class Sums(NamedTuple):
     """Of two maps p and q, sums over the keys of each row (b, h, q); x = e⁻ᵃ − 1, so that |q − p| = −M x.
 
-    moved: Σ |q − p|. mixed: Σ M [(2 + x) log(1 + x/2) + a (1 + x)], which is −2 JSD.
+    moved: Σ |q − p|. mixed: Σ M [(2 + x) log(1 + x/2) + a (1 + x)], which is −2 JSD: of weights M and M (1 + x) the
+    mean is M (1 + x/2), so the former adds −½ M log(1 + x/2) and the latter ½ M (1 + x)(−a − log(1 + x/2)).
     both: Σ M (1 − e⁻ᵃ − a e⁻ᵃ), what a key adds to the KL divergence from the map in which it has the smaller weight.
     forward, backward: what is to be added to it, Σ M (a − 2 + (a + 2) e⁻ᵃ) over the keys of larger p, and of larger q.
     lost, gained: (b|1, h|1, q) rows where tuned hides a key that base sees, and the reverse; None where none does.
@@ -73,12 +74,8 @@ def _pair(*, unit: str, high: float, reference: str):
 
 @_pair(unit="nats", high=log(2), reference="Lin 1991; Endres & Schindelin 2003")
 def jsd(sums: Sums) -> Tensor:
-    """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. [1/2, 1/2] and [1, 0] → ¾ log 4/3 = 0.2158.
-
-    Of a key with p = M, q = M e⁻ᵃ = M (1 + x) and m = M (1 + x/2) it is ½ M [−log(1 + x/2) + (1 + x)(−a −
-    log(1 + x/2))].
-    """
-    # Far apart the terms come within a few roundings of the bound: not over it.
+    """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. [1/2, 1/2] and [1, 0] → ¾ log 4/3 = 0.2158."""
+    # Rounding may carry a sum a little over its bound.
     return (sums.mixed / -2).clamp(0.0, log(2))
 
 
@@ -99,7 +96,7 @@ def kl_backward(sums: Sums) -> Tensor:
 @_pair(unit="share", high=1.0, reference="METRICS 4")
 def tv(sums: Sums) -> Tensor:
     """½ Σ |q − p|: the share of attention that moved. [1/2, 1/2] and [1/4, 3/4] → 1/4."""
-    return sums.moved / 2
+    return (sums.moved / 2).clamp(max=1.0)
 
 
 class PairKeeper:

@@ -96,7 +96,7 @@ class Scores:
 
 
 def _veil(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a key is seen, HIDDEN where not. Added to a logit HIDDEN leaves nothing of it, faster than it is filled."""
+    """0 where a key is seen, HIDDEN where not: added, that leaves nothing of a logit, and is quicker than a fill."""
     return (seen.to(dtype) - 1) * -HIDDEN
 
 

@@ -27,7 +27,7 @@ from attnlens.show.training_words import data_sentences, forgetting_sentences, s
 from attnlens.show.twins import real_models, told, twins
 from attnlens.show.word_figures import is_causal
 
-MOST_SVG = 100_000  # bytes of one drawing in the page
+MOST_SVG = 50_000  # bytes of one drawing in the page; pixels at 300 a inch take less, and the vectors lie beside
 MOST_LISTED = 12
 NOT_KNOWN = {
     1: "whether it is more than the choice of texts",

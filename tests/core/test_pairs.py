@@ -212,6 +212,17 @@ def test_float32_error_is_bounded_by_the_spread_of_the_row(spread: float, offset
         assert error.max().item() <= 8 * EPS * max(row, 1.0), name
 
 
+@pytest.mark.parametrize(("spread", "gap"), [(1.0, 1e-7), (1.0, 3e-8), (8.0, None), (30.0, None)])
+def test_rounding_never_leaves_the_bounds(spread: float, gap: float | None):
+    """Maps that all but agree, and maps that share no key: in float32 the sums come within roundings of 0 and log 2."""
+    rng = torch.Generator().manual_seed(0)
+    query, key, other = (torch.randn(1, 2, rows, 16, generator=rng) for rows in (64, 128, 128))
+    sides = [Logits(spread * query, each, Scores(1.0)) for each in (key, other if gap is None else key + gap * other)]
+    for name, values in pair_statistics(*sides, ALL).items():
+        assert (values >= PAIRS[name].low).all(), name
+        assert (values <= torch.tensor(PAIRS[name].high)).all(), name
+
+
 def test_rows_without_data_are_nan_and_input_is_untouched():
     _, (base, tuned), queries = pair(CASES["everything"])
     before = [part.clone() for side in (base, tuned) for part in side[:2]]
