@@ -15,9 +15,10 @@ from attnlens.show.files import write
 RUN = "run.json"
 PARTS = "parts"
 PAGE = "report.html"
+BIBLIOGRAPHY = "references.bib"
 # What a report consists of: nothing else in its folder is ever moved or removed.
 TABLE_FILES = tuple(f"{table}.csv" for table in TABLES)
-CONTENTS = (PAGE, "summary.json", "figures", "tables", STORE, RECORD, MAPS, *TABLE_FILES, PARTS, RUN)
+CONTENTS = (PAGE, "summary.json", "figures", "tables", BIBLIOGRAPHY, STORE, RECORD, MAPS, *TABLE_FILES, PARTS, RUN)
 REPLACED = ".replaced"  # where the report that --force replaces waits until the new one is complete
 # Half-written files that a kill leaves.
 HALVES = (".comparison-*", f".{PAGE}.*", f".{RUN}.*", ".summary.json.*", "figures/.*", "tables/.*")

@@ -1,6 +1,7 @@
-"""Captions for LaTeX: every character of data as text, never as a command."""
+"""Captions and tables for LaTeX: every character of data as text, never as a command."""
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 
 from attnlens.show.drawing import Drawing
 
@@ -22,6 +23,10 @@ SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "Δ": "$\\Delta$",
     "Σ": "$\\Sigma$",
     "λ": "$\\lambda$",
+    "ᵀ": "$^\\top$",
+    "α": "$\\alpha$",
+    "₀": "$_0$",
+    "●": "$\\bullet$",
     "…": "\\ldots{}",
     "–": "--",
     "‖": "$\\Vert$",
@@ -40,4 +45,28 @@ def caption(drawing: Drawing) -> str:
     """What a figure environment inputs: the finding in bold, what is drawn, and a label."""
     return (
         f"\\caption{{\\textbf{{{escape(drawing.title)}.}} {escape(drawing.caption)}}}\n\\label{{fig:{drawing.name}}}\n"
+    )
+
+
+def booktabs(name: str, caption: str, columns: Mapping[str, Sequence[str]], *, words: Collection[str] = ()) -> str:
+    """A table environment with rules of the booktabs package. columns: title → cells, as text; `words`: set left."""
+    places = "".join("l" if title in words else "r" for title in columns)
+    rows = [" & ".join(map(escape, row)) for row in zip(*columns.values(), strict=True)]
+    return "\n".join(
+        [
+            "% \\usepackage{booktabs}",
+            "\\begin{table}",
+            "\\centering\\small",
+            f"\\caption{{{escape(caption)}}}",
+            f"\\label{{tab:{name}}}",
+            f"\\begin{{tabular}}{{@{{}}{places}@{{}}}}",
+            "\\toprule",
+            f"{' & '.join(map(escape, columns))} \\\\",
+            "\\midrule",
+            *(f"{row} \\\\" for row in rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+            "",
+        ]
     )

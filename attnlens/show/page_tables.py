@@ -160,6 +160,8 @@ def layer_rows(comparison: Comparison) -> dict[str, Any]:
             f"{frame['hidden_n'].max():.0f} documents. CKA: how alike both models' states are but for rotation and "
             f"scale (1 = the same), debiased, over {states_table(comparison)['tokens'].max():,} tokens."
         )
+    if frame["sink_tuned"].notna().any():
+        columns["heads with a sink (%), base / tuned"] = lambda row: _levels(row["sink_base"], row["sink_tuned"])
     if frame["relative"].notna().any():  # not of layers that share their weights
         columns["weight change (%)"] = lambda row: _known(row["relative"], percent)
     if frame["floor"].max() > 0:
@@ -216,6 +218,11 @@ def _known_pair(first: float, second: float) -> tuple[str, Any]:
     """Two percentages with a stroke between them, sorted by the first."""
     written = [percent(value) for value in (first, second) if not pd.isna(value)]
     return " / ".join(written), "" if pd.isna(first) else first
+
+
+def _levels(before: float, after: float) -> tuple[str, Any]:
+    """Base and tuned with a stroke between them, sorted by the change."""
+    return ("", "") if pd.isna(after) else (f"{before:.0f} / {after:.0f}", after - before)
 
 
 def _placed(row: Any, name: str, written: Callable[[float, int], str]) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from attnlens.analysis.wording import signed
 
@@ -20,7 +20,7 @@ FAINT = "#dfe3e8"
 # Blue, orange, green, purple (after Okabe & Ito): told apart by any eye, and by their marker in grey.
 HUES = ("#0b5fa5", "#d2570a", "#00795c", "#8e4a9e", "#6b5b00", "#4a4f57")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-NULL_MARKERS = ("p", "d")
+NULL_MARKERS, NULL_HUE = ("p", "d"), "#8d959f"  # lighter than any hue, in grey print too
 DIVERGING = colors.LinearSegmentedColormap.from_list(
     "blue_white_orange", ("#0a3d73", "#2f75b5", "#93bfe2", "#f6f6f4", "#f6b98a", "#d9691b", "#7f3205")
 )
@@ -54,7 +54,7 @@ def looks(table: pd.DataFrame) -> dict[str, Look]:
         # The second round of hues has other markers.
         marker = MARKERS[(tuned + tuned // len(HUES)) % len(MARKERS)]
         if kind == "null":
-            found[str(name)] = Look(QUIET, NULL_MARKERS[nulls % 2], ((0, (4, 2)), (0, (1, 1.5)))[nulls % 2])
+            found[str(name)] = Look(NULL_HUE, NULL_MARKERS[nulls % 2], ((0, (4, 2)), (0, (1, 1.5)))[nulls % 2])
         else:
             found[str(name)] = Look(INK, "<") if kind == "base" else Look(HUES[tuned % len(HUES)], marker)
         tuned, nulls = tuned + (kind == "tuned"), nulls + (kind == "null")
@@ -183,7 +183,8 @@ def _bands(table: pd.DataFrame, ax: Axes) -> None:
 
 def _layer_axis(ax: Axes, layers: int) -> None:
     ax.set_xlim(0.6, layers + 0.4)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10]))
+    whole = MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10])
+    ax.xaxis.set_major_locator(whole if layers > 1 else FixedLocator([1]))
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
 

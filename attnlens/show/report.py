@@ -16,9 +16,12 @@ from attnlens.show.document import document
 from attnlens.show.drawing import NARROW, Drawing, margin
 from attnlens.show.figures import figure_set, rendered, save_figures
 from attnlens.show.files import write
+from attnlens.show.folder import BIBLIOGRAPHY
 from attnlens.show.island import island
 from attnlens.show.page_tables import page_tables
+from attnlens.show.references import bibliography, cited
 from attnlens.show.tables import all_tables, csv, entropy_table, shares_layers, summary, weight_layers
+from attnlens.show.tex_tables import tex_tables
 from attnlens.show.training_records import training_records
 from attnlens.show.training_words import data_sentences, forgetting_sentences, selection_sentences
 from attnlens.show.twins import real_models, told, twins
@@ -60,15 +63,20 @@ GROUPS = {
 
 
 def report(comparison: Comparison, directory: str | Path) -> Path:
-    """Write DIR/report.html, DIR/figures/, DIR/tables/*.csv and DIR/summary.json; return the path of the page.
+    """Write DIR/report.html, DIR/figures/, DIR/tables/ (CSV, LaTeX), DIR/summary.json and DIR/references.bib.
 
-    Each file is there whole or not at all; the page comes last.
+    Returns the path of the page. Each file is there whole or not at all; the page comes last.
     """
     directory = Path(directory)
     figures = save_figures(comparison, directory)
-    tables = [write(directory / "tables" / f"{name}.csv", csv(table)) for name, table in all_tables(comparison).items()]
+    contents = {f"{name}.csv": csv(table) for name, table in all_tables(comparison).items()}
+    contents |= {f"{name}.tex": table.encode() for name, table in tex_tables(comparison).items()}
+    tables = [write(directory / "tables" / name, content) for name, content in contents.items()]
+    works = cited(comparison, {path.stem for path in figures})
+    write(directory / BIBLIOGRAPHY, bibliography(works).encode())
     paths: dict[str, Any] = {
         "report": "report.html",
+        "references": BIBLIOGRAPHY,
         "figures": [path.relative_to(directory).as_posix() for path in figures],
         "tables": [path.relative_to(directory).as_posix() for path in tables],
     }
@@ -79,6 +87,9 @@ def report(comparison: Comparison, directory: str | Path) -> Path:
 
 def page(comparison: Comparison, directory: Path) -> str:
     """The report as one HTML text that asks the network for nothing; `directory` holds its saved figures."""
+    # The viewer shows every text: the figure of one is a file beside the page.
+    figures = {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"}
+    works = cited(comparison, figures)
     content = {
         "base": comparison.models[0],
         "tuned": comparison.models[1:],
@@ -87,8 +98,10 @@ def page(comparison: Comparison, directory: Path) -> str:
         "shape": (comparison.data.sizes["layer"], comparison.data.sizes["head"]),
         "margin": f"{margin(comparison):g}",
         "rows": ROWS.get(str(comparison.provenance.get("rows")), ""),
-        # The viewer shows every text: the figure of one is a file beside the page.
-        "figures": {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"},
+        "figures": figures,
+        "works": works,
+        "latex": list(tex_tables(comparison)),
+        "bibliography": bibliography(works),
         "tables": page_tables(comparison),
         "passage": (directory / "figures" / "passage.pdf").is_file(),
         "passages": comparison.passages,

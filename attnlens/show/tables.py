@@ -182,6 +182,7 @@ def layers_table(comparison: Comparison) -> pd.DataFrame:
     """One row for each tuned model and layer: change of focus (by salience definition) and of entropy in points, with
     interval and adjusted p, JSD in percent of its maximum, and the weight change `relative` in percent; of the hidden
     states after the layer the change in percent of their length with its number of documents, and their CKA.
+    sink_base, sink_tuned: percent of the heads with a sink.
 
     The layers are those of attention and those of weights: either may have some that the other has not.
     """
@@ -199,7 +200,21 @@ def layers_table(comparison: Comparison) -> pd.DataFrame:
     states = states.set_index(["model", "layer"])[["hidden_change", "hidden_n", "cka"]]
     if comparison.data.sizes.get("depth") != comparison.data.sizes["layer"] + 1:
         states = states.head(0)  # not one attention layer to a state: the numbers would be of other places
-    return table.join(jsd, on=["model", "layer"]).join(states, on=["model", "layer"])
+    sinks = _sinks(comparison).set_index(["model", "layer"])
+    return table.join(jsd, on=["model", "layer"]).join(states, on=["model", "layer"]).join(sinks, on=["model", "layer"])
+
+
+def _sinks(comparison: Comparison) -> pd.DataFrame:
+    """Percent of the heads with a sink by tuned model and layer: model, layer, sink_base, sink_tuned."""
+    frames = [pd.DataFrame(columns=["model", "layer", "sink_base", "sink_tuned"])]
+    if "sink_census" in comparison.data:
+        level = 100 * over_documents(np.moveaxis(head_means(comparison, "sink_census"), 2, 0))  # (M, L)
+        layers = np.arange(1, level.shape[1] + 1)
+        frames = [
+            pd.DataFrame({"model": model, "layer": layers, "sink_base": level[0], "sink_tuned": level[index]})
+            for index, model in enumerate(comparison.models[1:], start=1)
+        ]
+    return pd.concat(frames, ignore_index=True)
 
 
 def states_table(comparison: Comparison) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def test_without_options_the_recorded_heldout_rows_are_measured(finished: Finish
 def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
-        "report.html", "summary.json", "figures", "tables",
+        "report.html", "references.bib", "summary.json", "figures", "tables",
         "comparison.zarr", "comparison.json", "passages.npz", "weights.csv", "heads.csv", "tests.csv", "run.json",
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}

@@ -52,7 +52,7 @@ def test_a_null_is_grey_and_dashed_and_noise_an_area(drawings: dict[str, Drawing
     ax = drawn(drawing).axes[0]
     lines = {str(line.get_label()): line for line in ax.lines}
     assert [to_hex(lines[name].get_color()) for name in MODELS] == [hue.lower() for hue in plots.HUES[:2]]
-    assert to_hex(lines[NULL].get_color()) == plots.QUIET and lines[NULL].get_linestyle() == "--"
+    assert to_hex(lines[NULL].get_color()) == plots.NULL_HUE and lines[NULL].get_linestyle() == "--"
     bars = [(bar.get_x() + 0.5, bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
     np.testing.assert_allclose(bars, [(layer, -0.4, 0.5) for layer in range(1, 7)])
     table = drawing.table
@@ -105,7 +105,7 @@ def test_controls_are_changes_of_document_means(evidence: Comparison, drawings: 
     figure = drawn(drawings["controls"])
     line = next(line for line in figure.axes[1].lines if line.get_label() == "random words")
     np.testing.assert_allclose(line.get_ydata(), table.loc[("LoRA", "random words")]["estimate"])
-    assert to_hex(line.get_color()) == plots.QUIET, "a placebo is drawn as a null"
+    assert to_hex(line.get_color()) == plots.NULL_HUE, "a placebo is drawn as a null"
     assert [ax.get_title(loc="left") for ax in figure.axes] == [*MODELS, NULL]
     facts = evidence.provenance | {"salience": {"spans": {"control": "regression"}}}
     fitted = {d.name: d for d in figure_set(dataclasses.replace(evidence, provenance=facts))}["controls"]
@@ -160,6 +160,12 @@ def test_new_figures_are_legible(shape: tuple[int, int]):
         if drawing.name in NEW:
             for width in (WIDE, NARROW):
                 assert_legible(drawing, width)
+
+
+def test_one_layer_has_one_tick(drawings: dict[str, Drawing]):
+    table = drawings["jsd_profile"].table.query("layer == 1")
+    (ax,) = drawn(dataclasses.replace(drawings["jsd_profile"], table=table)).axes
+    assert ax.get_xticks().tolist() == [1]
 
 
 def test_new_figures_are_legible_at_every_venue(drawings: dict[str, Drawing]):

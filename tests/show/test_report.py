@@ -19,6 +19,7 @@ from attnlens.show.report import page, report, split_sentence
 from attnlens.show.tables import csv, examples_table, spreadsheet_safe
 from tests.show.synthetic import make_comparison
 
+BESIDE = ("report.html", "summary.json", "references.bib")
 TABLES = ["examples", "heads", "layers", "models", "states", "tests", "training", "weights"]
 
 
@@ -57,8 +58,9 @@ def no_figures(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_everything_is_written(written: Path):
-    assert sorted(path.stem for path in (written / "tables").iterdir()) == TABLES
-    assert {path.name for path in written.iterdir()} == {"report.html", "summary.json", "figures", "tables"}
+    assert sorted(path.stem for path in (written / "tables").glob("*.csv")) == TABLES
+    assert sorted(path.stem for path in (written / "tables").glob("*.tex")) == ["heads", "layers", "models", "tests"]
+    assert {path.name for path in written.iterdir()} == {*BESIDE, "figures", "tables"}
     assert all(path.stat().st_mode & 0o044 for path in written.rglob("*.*")), "others may read what was written"
 
 
@@ -95,7 +97,7 @@ def test_the_page_loads_nothing_and_styles_by_class_only(text: str):
     ]
     assert len(sources) == 32 and all(source.startswith("data:image/") for source in sources)
     links = [attributes["href"] or "" for tag, attributes in parsed.tags if tag == "a"]
-    assert links and all(re.match(r"(#|figures/|tables/|summary\.json)", link) for link in links)
+    assert links and all(re.match(r"(#|figures/|tables/|summary\.json|references\.bib)", link) for link in links)
     assert all(attributes.get("alt") for tag, attributes in parsed.tags if tag == "img")
     anchors = {attributes.get("id") for _, attributes in parsed.tags}
     assert {link[1:] for link in links if link.startswith("#")} <= anchors
