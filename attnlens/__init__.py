@@ -33,6 +33,8 @@ _HOMES = {
     "report": "show.report",
     "view": "show.view",
     "run_report": "show.run",
+    "RedrawOptions": "show.redraw",
+    "redraw": "show.redraw",
 }
 
 __all__ = [*_HOMES]

@@ -117,7 +117,6 @@ MUTANTS = [
     (TILED, "torch.special.entr(mass * part.inside)", "torch.special.entr(part.inside)"),
     (TILED, "torch.special.entr(mass * part.outside)", "torch.special.entr(mass * (1 - part.inside))"),
     (TILED, "between.masked_fill(~part.indicators[:, None, None], torch.nan)", "between"),
-    (TILED, "norms.new_zeros(*norms.shape[:2], 1)], -1)", "norms.new_ones(*norms.shape[:2], 1)], -1)"),
     (TILED, '"received_mean": rows}', '"received_mean": torch.ones_like(rows)}'),
     (TILED, "rows / tile.count.clamp(min=1)[..., None, :]", "rows / tile.count.clamp(min=1).max()"),
     (TILED, ".expand(-1, -1, rows.shape[-1], -1)", ""),

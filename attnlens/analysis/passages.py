@@ -1,22 +1,25 @@
 """Texts for the eye: the attention each word receives in base and tuned, and where each word looks."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from attnlens.analysis.prepare import Prepared, assemble
 from attnlens.analysis.results import Passage
-from attnlens.analysis.word_maps import BETWEEN, quantised, units_of
+from attnlens.analysis.word_maps import BETWEEN, folded, quantised, units_of
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
+from attnlens.checkpoints.session import MAP
 from attnlens.text.align import words
 
 # Texts up to so many tokens show every head; longer ones the mean of each layer and the heads that changed most.
 SHORT = 64
 TOP_HEADS = 8
+TINY = np.finfo(float).tiny
 LONG = 512  # tokens; above, who looks at whom is too much for the eye, and for a page
 
 
@@ -63,14 +66,13 @@ def _passage(models: Sequence[Checkpoint], prepared: Prepared, tests: pd.DataFra
     unit, special = units_of(encoded, seen)
     outside = [str(name) for name in models[0].tokenizer.convert_ids_to_tokens(encoded.ids[special].tolist())]
     outside += [BETWEEN] if int(unit.max(initial=0)) == len(seen) + len(special) else []
-    units = np.eye(len(seen) + len(outside))[unit] if len(encoded.ids) <= LONG else None
     chosen, maps, heads = [], [], []
     for model in models:
-        received, looked = _looked(model, prepared, index, units)
+        received, dense = _looked(model, prepared, index)
         heads = _heads(received, tests, len(encoded.ids))
         chosen.append(_chosen(received, heads))
-        maps += [] if looked is None else [_chosen(looked, heads)]
-    received = np.stack(chosen)
+        maps += [] if dense is None else [folded(_chosen(dense, heads), unit, len(seen) + len(outside))]
+    received = torch.stack(chosen).numpy()
     of_words = np.zeros((*received.shape[:2], len(pieces)))
     place = np.flatnonzero(is_word)[unit[unit < len(seen)]]
     np.add.at(np.moveaxis(of_words, -1, 0), place, np.moveaxis(received[..., unit < len(seen)], -1, 0))
@@ -85,7 +87,7 @@ def _passage(models: Sequence[Checkpoint], prepared: Prepared, tests: pd.DataFra
         marked=tuple(marked.tolist()),
         heads=tuple(heads),
         received=100 * of_words,
-        maps=quantised(np.stack(maps), outside) if maps else None,
+        maps=quantised(torch.stack(maps).numpy(), outside) if maps else None,
     )
 
 
@@ -105,51 +107,34 @@ def _pieces(text: str, intervals: Sequence[tuple[int, int]]) -> tuple[list[str],
     return pieces, is_word
 
 
-def _heads(received: np.ndarray, tests: pd.DataFrame, tokens: int) -> list[tuple[int, int]]:
+def _heads(received: Tensor, tests: pd.DataFrame, tokens: int) -> list[tuple[int, int]]:
     """Which maps are kept: the mean of each layer (head −1), then all heads, of a long text those that changed most."""
-    there = ~np.isnan(received).all(-1)  # (L, H): a layer may have fewer heads than another
-    of_layers = [(layer, -1) for layer in range(received.shape[0])]
-    if tokens <= SHORT:
-        return of_layers + [(int(layer), int(head)) for layer, head in np.argwhere(there)]
+    of_layers = [(layer, -1) for layer in range(len(received))]
+    if tokens <= SHORT:  # a layer may have fewer heads than another
+        return of_layers + [(layer, head) for layer, head in (~received.isnan().all(-1)).nonzero().tolist()]
     return of_layers + top_heads(tests, str(tests["model"].iloc[0]))
 
 
-def _chosen(maps: np.ndarray, heads: Sequence[tuple[int, int]]) -> np.ndarray:
+def _chosen(maps: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
     """Maps (L, H, …) of the chosen heads, (N, …); head −1 is the mean over the heads that are there."""
-    known = ~np.isnan(maps)
-    count = known.sum(1)
-    mean = np.where(known, maps, 0.0).sum(1) / np.where(count > 0, count, np.nan)
-    return np.stack([mean[layer] if head < 0 else maps[layer, head] for layer, head in heads])
+    return torch.stack([maps[layer].nanmean(0) if head < 0 else maps[layer, head] for layer, head in heads])
 
 
-def _looked(
-    checkpoint: Checkpoint, prepared: Prepared, index: int, units: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """From one pass: (L, H, T) attention each token receives, and (L, H, U, U) attention from unit to unit.
+def _looked(checkpoint: Checkpoint, prepared: Prepared, index: int) -> tuple[Tensor, Tensor | None]:
+    """From one pass: (L, H, T) attention each token receives, and the maps (L, H, T, T) unless the text is very long.
 
-    units: (T, U), 1 where a token belongs to a unit; without it no maps. Received attention is from the selected rows,
-    as a share of what content receives, and counted against uniform rows (METRICS 3.5), so that early tokens of a
-    decoder do not win by being visible more often; for a single row the two are the same. NaN where a layer has no such
-    head, and in the rows of a unit without tokens.
+    Received attention is from the selected rows, as a share of what content receives, and counted against uniform rows
+    (METRICS 3.5), so that early tokens of a decoder do not win by being visible more often; for a single row the two
+    are the same. NaN where a layer has no such head.
     """
     batch, backbone = assemble(prepared, np.array([index]), checkpoint), checkpoint.backbone
-    belongs = None if units is None else torch.from_numpy(units).to(batch.columns)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(checkpoint.active())
-        receiving = record(backbone, ("received",), rows=batch.rows, without_virtual=True)
-        received, looked = stack.enter_context(receiving), None
-        if belongs is not None:
-            groups = torch.cat([torch.ones_like(belongs[:, :1]), belongs], 1)[None]  # column 0: the content, here all
-            looked = stack.enter_context(record(backbone, ("mass",), groups=groups, without_virtual=True))
+    receiving = record(backbone, ("received",), rows=batch.rows, without_virtual=True)
+    looking = record(backbone, (MAP,), without_virtual=True) if batch.ids.shape[1] <= LONG else nullcontext()
+    with torch.inference_mode(), checkpoint.active(), receiving as received, looking as looked:
         backbone(input_ids=batch.ids, attention_mask=batch.mask)
-    content = batch.columns[0, :, 0].cpu().numpy()
-    shares = received["received"][0].cpu().numpy().astype(np.float64) * content
-    there = ~np.isnan(shares).all(-1, keepdims=True)
-    shares = np.where((content > 0) & ~np.isnan(shares), shares, 0.0)  # no row may see a key through a window
-    shares = np.where(there, shares / np.maximum(shares.sum(-1, keepdims=True), np.finfo(float).tiny), np.nan)
-    if looked is None or belongs is None:
-        return shares, None
-    mass = looked["mass"][0, ..., 1:]
-    rows = mass[..., :1].isnan().logical_not().to(belongs)
-    return shares, ((belongs.T @ mass.nan_to_num(0.0)) / (belongs.T @ rows)).cpu().numpy()
+    content = batch.columns[0, :, 0].double()
+    shares = received["received"][0].double() * content
+    there = ~shares.isnan().all(-1, keepdim=True)
+    shares = torch.where(content > 0, shares, 0.0).nan_to_num(0.0)  # no row may see a key through a window
+    shares = torch.where(there, shares / shares.sum(-1, keepdim=True).clamp(min=TINY), torch.nan)
+    return shares.cpu(), None if looked is None else looked[MAP][0].cpu()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from attnlens.text.align import Encoded
 
@@ -73,3 +75,16 @@ def units_of(encoded: Encoded, words: Sequence[int]) -> tuple[np.ndarray, np.nda
     unit = np.array([number.get(word, rest) for word in encoded.word_of.tolist()], dtype=np.int64)
     unit[special] = len(number) + np.arange(len(special))
     return unit, special
+
+
+def folded(maps: Tensor, unit: np.ndarray, units: int) -> Tensor:
+    """Maps from token to token (N, T, T) as maps from unit to unit (N, U, U), NaN where no token of a unit looks.
+
+    unit: (T,) the unit of each token. Mean over the tokens that look, sum over those looked at.
+    """
+    belongs = torch.from_numpy(unit)
+    looks = ~maps[..., :1].isnan()  # (N, T, 1)
+    counts = torch.zeros(len(maps), units, 1).index_add_(1, belongs, looks.float())
+    rows = maps.new_zeros(len(maps), units, maps.shape[2]).index_add_(1, belongs, torch.where(looks, maps, 0.0))
+    columns = maps.new_zeros(len(maps), units, units).index_add_(1, belongs, rows.transpose(1, 2).contiguous())
+    return columns.transpose(1, 2) / counts

@@ -9,7 +9,7 @@ from attnlens.show.document import document
 from attnlens.show.island import island
 
 # Pixels: controls, readout, headings and table; then about a line of text in three panes for so many characters.
-FIXED, LINE, CHARACTERS, TALLEST = 560, 34, 52, 1100
+FIXED, LINE, CHARACTERS, TALLEST = 680, 34, 52, 1200
 
 
 @dataclass(frozen=True, repr=False)

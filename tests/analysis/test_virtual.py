@@ -14,9 +14,11 @@ import transformers as tf
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.difference import difference
 from attnlens.analysis.prepare import Reading, prepare
-from attnlens.analysis.results import Comparison
+from attnlens.analysis.results import Comparison, Passage
+from attnlens.analysis.word_maps import units_of
 from attnlens.checkpoints.load import Checkpoint, load, load_all
 from attnlens.core.errors import CheckpointError, UnsupportedModel
+from attnlens.text.align import Encoded
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 
@@ -126,8 +128,23 @@ def test_numbers_of_a_comparison_are_those_of_the_text_s_own_tokens(folders: Pat
             share = np.ma.masked_invalid((maps @ columns[:, 1] / content)[..., rows])
             mean = share.mean(-1).filled(np.nan)
             np.testing.assert_allclose(found.data["share"].values[number, i, ..., 0], mean, atol=2e-5)
+        if prepared.examples[i].id == found.passages[0].id:
+            _maps_are(found.passages[0], encoded, np.stack([base, left]))
     assert float(found.data["virtual_mass"].isel(model=1).max()) > 0.05
     _says_so(found, f"{name}-{kind}")
+
+
+def _maps_are(passage: Passage, encoded: Encoded, dense: np.ndarray) -> None:
+    """Word to word, the text's own tokens alone: (model, L, H, T, T) folded, within what four bits can hold."""
+    stored = passage.maps
+    assert stored is not None
+    unit, _ = units_of(encoded, range(stored.words))
+    belongs = np.eye(stored.levels.shape[-1])[unit]
+    folded = (belongs.T @ dense @ belongs) / belongs.sum(0)[:, None]
+    scales = stored.scales.repeat((stored.words, len(stored.outside)), -1) / 65535
+    for place, (layer, head) in enumerate(passage.heads):
+        expected = folded[:, layer].mean(1) if head < 0 else folded[:, layer, head]
+        assert (np.abs(stored.values[:, place] - expected) <= scales[place] / 14 + 1e-4).all()
 
 
 def _says_so(found: Comparison, name: str) -> None:

@@ -168,14 +168,22 @@ def test_a_comparison_stored_without_maps_opens(comparison: Comparison, tmp_path
 
 
 def test_layers_with_fewer_heads_count_their_own():
-    maps = np.ones((2, 3, 4))
-    maps[1, 2] = np.nan
+    maps = torch.ones(2, 3, 4)
+    maps[1, 2] = torch.nan
     maps[1, 1] = 3.0
-    np.testing.assert_array_equal(passages._chosen(maps, [(0, -1), (1, -1), (1, 1)]), [[1.0] * 4, [2.0] * 4, [3.0] * 4])
+    assert passages._chosen(maps, [(0, -1), (1, -1), (1, 1)]).tolist() == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
     assert (1, 2) not in passages._heads(maps, None, 4)  # pyright: ignore[reportArgumentType]
 
 
-def test_models_are_left_as_they_were(base: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_the_maps_change_nothing_in_what_is_received(base: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """One pass for both, bit for bit that of received attention alone; the model stays as it was."""
     before = copy.deepcopy(base.model.state_dict())
-    one_text(base, TEXT, monkeypatch)
+    passes = []
+    hook = base.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    prepared = prepare(Corpus((Example(TEXT, "a", "a"),), "one", "", True), [base], Reading("content"))
+    received, maps = passages._looked(base, prepared, 0)
+    monkeypatch.setattr(passages, "LONG", 4)
+    alone, none = passages._looked(base, prepared, 0)
+    hook.remove()
+    assert torch.equal(received, alone) and maps is not None and none is None and len(passes) == 2
     assert all(torch.equal(value, before[name]) for name, value in base.model.state_dict().items())

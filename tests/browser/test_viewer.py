@@ -230,6 +230,17 @@ def test_it_fits_a_narrow_window_and_keeps_nobody_out(opening: Opening, address:
         assert (ink > ground) == (scheme == "dark")
 
 
+def test_paper_says_what_is_shown(opened: Page, comparison: Comparison):
+    passage = comparison.passages[0]
+    choose(opened, 0, (5, 7))
+    ready(opened, passage)
+    assert opened.locator("#where").is_hidden()
+    opened.click("#base-text .w >> nth=0")
+    opened.emulate_media(media="print")
+    assert opened.inner_text("#where") == f"Text {passage.id}, layer 6, head 8: where “{names(passage)[0]}” looks."
+    assert opened.locator(".controls").is_hidden()
+
+
 def test_views_work_in_their_frames(opening: Opening, comparison: Comparison, tmp_path):
     """Two in one notebook page, each with its own script and policy."""
     frames = [view(comparison, number)._repr_html_() for number in (0, 1)]

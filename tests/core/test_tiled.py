@@ -35,8 +35,11 @@ def test_log_odds_survives_masses_that_float32_cannot_hold():
 
 @pytest.mark.parametrize("first", [name for name in ALL if name not in {"entropy_content", "log_odds"}])
 @pytest.mark.parametrize("last", ["entropy_content", "log_odds", "lse"])
-def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last: str):
+@pytest.mark.parametrize("depth", [0.0, 60.0], ids=["content strong", "content weak"])
+def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last: str, depth: float):
     _, (q, k, _), scores, wanted = problem(CASES["mask"])
+    assert wanted.groups is not None
+    scores = replace(scores, bias=depth * wanted.groups.weights[..., 2].to(q)[:, None, None])
     together = attend(q, k, None, scores, replace(wanted, statistics=(first, last)))[1]
     for name in (first, last):
         alone = attend(q, k, None, scores, replace(wanted, statistics=(name,)))[1]

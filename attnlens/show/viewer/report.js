@@ -252,6 +252,7 @@ class Viewer {
       });
     }
     byId("readout").textContent = this.sentence(shown);
+    byId("where").textContent = this.where();
     byId("note").textContent = this.note();
     byId("note").hidden = byId("note").textContent === "";
     this.sums();
@@ -291,6 +292,13 @@ class Viewer {
     const target = pointed ? this.here : largest;
     const how = pointed ? "looks at" : "changed most towards";
     return `“${this.names[source]}” ${how} “${this.names[target]}”: ${numbers(target)}.`;
+  }
+
+  /* On paper, where the controls are missing. */
+  where() {
+    const [layer, head] = this.passage.maps[this.map];
+    const what = this.looking === null ? "what words receive" : `where “${this.names[this.looking]}” looks`;
+    return `Text ${this.passage.id}, layer ${layer}, ${head === 0 ? "mean of heads" : `head ${head}`}: ${what}.`;
   }
 
   note() {
