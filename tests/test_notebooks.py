@@ -21,6 +21,15 @@ def test_notebook_runs(path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ATTNLENS_NOTEBOOK_STEPS", "8")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(len(cell.source.splitlines()) <= 8 for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_those_of_one_run_in_order(path: Path):
+    """Otherwise: make notebooks."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert all(len(cell.source.splitlines()) <= 8 for cell in cells), "helper code belongs in the library"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs and not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"], "a reader sees no warnings"
+    assert path.stat().st_size < 2e6

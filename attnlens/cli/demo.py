@@ -28,4 +28,4 @@ def demo(
         terminal.print_json({**summary(result.comparison), "report": str(result.page)})
         return
     terminal.print_answer(result.comparison)
-    terminal.say(f"Report: {result.page}")
+    terminal.print_paths(result.page)

@@ -106,4 +106,4 @@ def report(
     if result.was_complete:
         terminal.announce(f"{result.directory} is already complete: nothing was measured again.")
     terminal.print_answer(result.comparison)
-    terminal.say(f"Report: {result.page}")
+    terminal.print_paths(result.page)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -73,7 +76,7 @@ def _bars(stages: tuple[str, ...]) -> Iterator[list[Callable[..., None]]]:
     if not stderr.is_terminal:
         yield [_Forecast(stage) for stage in stages]
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
         tasks = [bar.add_task(stage, total=None, start=False, visible=False) for stage in stages]
 
@@ -83,6 +86,13 @@ def _bars(stages: tuple[str, ...]) -> Iterator[list[Callable[..., None]]]:
             bar.update(task, completed=done, total=total, visible=True)
 
         yield [partial(advance, task) for task in tasks]
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class _Forecast:
@@ -99,7 +109,8 @@ class _Forecast:
             self.begun = now, done
         elapsed, finished = now - self.begun[0], done - self.begun[1]
         if not self.told and elapsed > 5 and 0 < finished and done < total:
-            announce(f"{self.stage}: {done} of {total}, about {elapsed / finished * (total - done):.0f} s left")
+            rate = finished / elapsed
+            announce(f"{self.stage}: {done} of {total}, {rate:.1f} a second, about {(total - done) / rate:.0f} s left")
             self.told = True
 
 
@@ -134,7 +145,9 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
 
 
 def print_answer(comparison: "Comparison") -> None:
-    """The first screen: the sentence, the ladder, the warnings; one block for each tuned model."""
+    """The first screen: for each tuned model the sentence and the ladder; what else changed; what is not known."""
+    from attnlens.show.report import also_found, not_known
+
     for model in comparison.models[1:]:
         for salience, answer in comparison.answers[model].items():
             say(" · ".join(part for part in (model, f"words marked by {salience}" if salience else "") if part), "bold")
@@ -148,5 +161,15 @@ def print_answer(comparison: "Comparison") -> None:
             for remark in answer.remarks:
                 say(f"  {remark}", wrap=True)
             say("")
+    say(f"{'. '.join(also_found(comparison))}.", wrap=True)
+    if unknown := not_known(comparison):
+        say(f"Not known: {', '.join(unknown)}.", wrap=True)
     for warning in comparison.provenance["warnings"]:
         say(f"Note: {warning}", "yellow", wrap=True)
+
+
+def print_paths(page: Path) -> None:
+    """Where the page lies, and what lies beside it."""
+    drawn = len(list((page.parent / "figures").glob("*.pdf")))
+    say(f"Beside the page: {drawn} figures (PDF, SVG, PNG; numbers, captions), tables (CSV, LaTeX)", wrap=True)
+    say(f"Report: {page}")

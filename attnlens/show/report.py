@@ -121,26 +121,37 @@ def _first_screen(comparison: Comparison) -> dict[str, Any]:
     """The answer in a reader's words, what else changed, what is not known."""
     answer, first = comparison.answer, comparison.models[1]
     lead, rest = split_sentence(answer.sentence)
-    entropy = entropy_table(comparison)
-    weights = weight_layers(comparison)
-    also = [findings.entropy_finding(entropy[entropy["model"] == first])] if len(entropy) else []
-    also.append(findings.weights_finding(weights[weights["model"] == first], shared=shares_layers(comparison)))
-    also += [KNOWN[key] for rung in answer.rungs if (key := (rung.number, rung.status)) in KNOWN]
     null = [model for model in twins(comparison) if model != first]
     beside = [(model, told(next(iter(comparison.answers[model].values())))) for model in null]
-    asked = answer.verdict not in ("identical", "not asked")
-    unknown = [NOT_KNOWN[rung.number] for rung in answer.rungs if asked and rung.status == "not tested"]
     return {
         "answer": answer,
         "lead": lead,
         "rest": rest,
-        "also": also,
+        "also": also_found(comparison),
         "beside": [(model, words) for model, words in beside if words],
         "alone": len(real_models(comparison)) == 1,
-        "unknown": unknown,
+        "unknown": not_known(comparison),
         "answers": comparison.answers,
         "several": sum(len(found) for found in comparison.answers.values()) > 1,
     }
+
+
+def also_found(comparison: Comparison) -> list[str]:
+    """What else changed in the first tuned model, and what the higher rungs say: a clause each, without a full stop."""
+    first = comparison.models[1]
+    entropy = entropy_table(comparison)
+    weights = weight_layers(comparison)
+    also = [findings.entropy_finding(entropy[entropy["model"] == first])] if len(entropy) else []
+    also.append(findings.weights_finding(weights[weights["model"] == first], shared=shares_layers(comparison)))
+    rungs = comparison.answer.rungs
+    return also + [KNOWN[key] for rung in rungs if (key := (rung.number, rung.status)) in KNOWN]
+
+
+def not_known(comparison: Comparison) -> list[str]:
+    """What the first answer leaves open, in clauses: the rungs that were not tested."""
+    answer = comparison.answer
+    asked = answer.verdict not in ("identical", "not asked")
+    return [NOT_KNOWN[rung.number] for rung in answer.rungs if asked and rung.status == "not tested"]
 
 
 def split_sentence(text: str) -> tuple[str, str]:

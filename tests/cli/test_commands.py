@@ -177,4 +177,4 @@ def test_a_log_says_once_how_long_it_takes(capsys: pytest.CaptureFixture[str], m
     with terminal.progress("Measuring") as (advance,):
         for done in (0, 5, 10, 20):
             advance(done, 40)
-    assert capsys.readouterr().err == "Measuring: 10 of 40, about 18 s left\n"
+    assert capsys.readouterr().err == "Measuring: 10 of 40, 1.7 a second, about 18 s left\n"
