@@ -17,6 +17,7 @@ from attnlens.show import (
     training_figures,
     weight_figures,
     word_figures,
+    word_map_figures,
 )
 from attnlens.show.drawing import WIDE, Drawing, style
 from attnlens.show.files import write
@@ -26,6 +27,7 @@ from attnlens.show.tables import csv
 MODULES = (
     layer_figures,
     head_figures,
+    word_map_figures,
     control_figures,
     word_figures,
     weight_figures,

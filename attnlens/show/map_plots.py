@@ -96,6 +96,29 @@ def bare(ax: Axes) -> Axes:
     return ax
 
 
+def word_map(table: pd.DataFrame, ax: Axes, *, limit: float) -> Axes:
+    """Word × word map on a square-root scale: who looks (down, with its number) at whom (right, by number).
+
+    table: columns word, looks_at (numbers in a run), piece and marked (of the word that is looked at), attention
+    (percent). limit: the colours' end. Marked words are bold. The map is `ax.collections[0]`.
+    """
+    words = table.drop_duplicates("looks_at").sort_values("looks_at")
+    numbers = words["looks_at"].to_numpy(int)
+    order = table.sort_values(["word", "looks_at"], kind="stable")
+    values = order["attention"].to_numpy(float).reshape(len(numbers), len(numbers))
+    edges = np.arange(len(numbers) + 1) + numbers[0] - 0.5
+    norm = colors.PowerNorm(0.5, 0, limit)
+    ax.pcolormesh(edges, edges, np.ma.masked_invalid(values), cmap=RISING, norm=norm, **lattice(len(numbers)))
+    every = 1 + (len(numbers) - 1) // max(2, int(inches(ax)[0] / 0.22))
+    ax.set_xticks(numbers[::every])
+    ax.set_ylim(edges[-1], edges[0])
+    ax.set_yticks(numbers, [f"{piece} {number}" for piece, number in zip(words["piece"], numbers, strict=True)])
+    for label, marked in zip(ax.get_yticklabels(), words["marked"], strict=False):  # none inside a row
+        label.set_fontweight("bold" if marked else "normal")
+        label.set_fontsize("small")
+    return bare(ax)
+
+
 def module_map(table: pd.DataFrame, ax: Axes, *, limit: float, floor: bool = False) -> Axes:
     """Module × layer map of the relative weight change, written into the cells where they are few.
 

@@ -28,6 +28,7 @@ from attnlens.show.twins import real_models, told, twins
 from attnlens.show.word_figures import is_causal
 
 MOST_SVG = 50_000  # bytes of one drawing in the page; pixels at 300 a inch take less, and the vectors lie beside
+IN_VIEWER = ("passage", "word_maps")  # which shows every text: the figures of one are files beside the page
 MOST_LISTED = 12
 NOT_KNOWN = {
     1: "whether it is more than the choice of texts",
@@ -87,8 +88,7 @@ def report(comparison: Comparison, directory: str | Path) -> Path:
 
 def page(comparison: Comparison, directory: Path) -> str:
     """The report as one HTML text that asks the network for nothing; `directory` holds its saved figures."""
-    # The viewer shows every text: the figure of one is a file beside the page.
-    figures = {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name != "passage"}
+    figures = {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name not in IN_VIEWER}
     works = cited(comparison, figures)
     content = {
         "base": comparison.models[0],
@@ -103,7 +103,7 @@ def page(comparison: Comparison, directory: Path) -> str:
         "latex": list(tex_tables(comparison)),
         "bibliography": bibliography(works),
         "tables": page_tables(comparison),
-        "passage": (directory / "figures" / "passage.pdf").is_file(),
+        "of_text": [name for name in IN_VIEWER if (directory / "figures" / f"{name}.pdf").is_file()],
         "passages": comparison.passages,
         "causal": is_causal(comparison),
         "island": island(comparison, comparison.passages),

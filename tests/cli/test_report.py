@@ -16,7 +16,7 @@ from tests.conftest import Tuning
 
 FIGURES = {"layer_profile", "entropy_profile", "focus_heads", "entropy_heads", "weight_change", "weight_modules"}
 FIGURES |= {"focus_top_heads", "entropy_top_heads", "jsd_profile", "received_profile", "refocusing", "circuit_change"}
-FIGURES |= {"passage", "training", "weight_movement", "gradient_norms", "agreement", "controls"}
+FIGURES |= {"passage", "word_maps", "training", "weight_movement", "gradient_norms", "agreement", "controls"}
 
 
 def test_without_options_the_recorded_heldout_rows_are_measured(finished: Finished, tuning: Tuning):

@@ -24,7 +24,7 @@ from tests.show.evidence import MODELS, NULL, make_evidence
 from tests.show.synthetic import make_comparison
 from tests.show.test_figures import assert_legible
 
-NEW = ("layer_profile", "definitions", "controls", "agreement", "reliance", "methods")
+NEW = ("layer_profile", "definitions", "controls", "agreement", "reliance", "methods", "word_maps")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,26 @@ def test_reliance_is_in_the_unit_of_its_outcome(drawings: dict[str, Drawing]):
     first = drawing.table[drawing.table["model"] == "full"]
     assert findings.reliance_finding(first.assign(filled=[True, False])).endswith("more than before was not shown")
     assert findings.reliance_finding(first.assign(filled=False)).endswith("was not shown")
+
+
+def test_word_maps_are_those_of_the_most_changed_heads(evidence: Comparison, drawings: dict[str, Drawing]):
+    drawing = drawings["word_maps"]
+    table = drawing.table
+    row = table.iloc[0]
+    passage = next(each for each in evidence.passages if f"Text {each.id}" in drawing.caption)
+    assert passage.maps is not None
+    place = passage.heads.index((row["layer"] - 1, row["head"] - 1))
+    word = [at for at, flag in enumerate(passage.is_word) if flag][row["looks_at"] - 1]
+    assert row["piece"] == passage.words[word] and bool(row["marked"]) == passage.marked[word]
+    wanted = passage.maps.values[0, place, row["word"] - 1, row["looks_at"] - 1]
+    assert row["attention"] == pytest.approx(100 * wanted) and row["model"] == evidence.models[0]
+    size = table["word"].nunique()
+    grid = drawn(drawing).axes[1].collections[0].get_array()
+    tuned = table[(table["model"] == "full") & (table["head"] == row["head"]) & (table["layer"] == row["layer"])]
+    np.testing.assert_allclose(grid, tuned["attention"].to_numpy().reshape(size, size))
+    assert " to marked words, then " in drawing.title
+    unmarked = {d.name: d for d in figure_set(make_comparison(salience=()))}["word_maps"]
+    assert "turned most towards or from" in unmarked.title
 
 
 def test_methods_stand_against_what_they_took(drawings: dict[str, Drawing]):

@@ -21,10 +21,10 @@ LAYERS = ["layer_profile", "entropy_profile", "jsd_profile"]
 DEFINITIONS = ["definitions"]
 CONTROLS = ["controls", "agreement"]
 HEADS = ["focus_heads", "entropy_heads"]
-TOPS = ["focus_top_heads", "entropy_top_heads"]
+TOPS = ["focus_top_heads", "entropy_top_heads", "word_maps"]
 WORDS = ["received_profile", "refocusing", "passage"]
 WEIGHTS = ["weight_change", "weight_modules", "circuit_change"]
-UNTESTED = {*WEIGHTS, "passage", "training"}  # figures that no sample of texts stands behind
+UNTESTED = {*WEIGHTS, "passage", "word_maps", "training"}  # figures that no sample of texts stands behind
 
 
 def drawn(drawing: Drawing, width: float = WIDE):
@@ -114,7 +114,7 @@ def test_three_tuned_models_keep_order_and_colour():
 
 def test_without_marked_words_entropy_divergence_and_weights_remain():
     names = [drawing.name for drawing in figure_set(make_comparison(salience=()))]
-    assert names == [*LAYERS[1:], HEADS[1], TOPS[1], "passage", *WEIGHTS, "training"]
+    assert names == [*LAYERS[1:], HEADS[1], *TOPS[1:], "passage", *WEIGHTS, "training"]
 
 
 def test_an_older_comparison_is_drawn_as_far_as_it_goes():
