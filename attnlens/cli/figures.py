@@ -7,7 +7,7 @@ import typer
 
 
 def figures(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a report or a saved comparison.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a report; or one figure's CSV.")],
     venue: Annotated[str, typer.Option(help="Whose column: neurips, iclr, icml, acl, aaai or plain.")] = "plain",
     formats: Annotated[str, typer.Option("--format", help="pdf, svg or png, or several: pdf,png.")] = "pdf",
     output: Annotated[
