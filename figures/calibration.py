@@ -24,6 +24,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -225,17 +226,6 @@ def run(setting: Setting) -> list[dict[str, object]]:
 
 def drawing(table: pd.DataFrame) -> Drawing:
     """Errors by method, a panel for each kind of claim; a mark is one setting."""
-    kinds = {
-        "one pair of models": ["texts"],
-        "a training procedure, over seeds": ["procedure", "seeds"],
-        "twelve layers at once": ["layers", "procedure layers"],
-    }
-
-    def panel(ax: Axes, index: int) -> None:
-        rows = table[table["part"].isin(list(kinds.values())[index])]
-        ax.set_title(list(kinds)[index])
-        rates(rows, ax)
-
     asked = table[table["least"].notna()]
     kept = asked["percent"].between(asked["least"], asked["most"])
     usual = table.loc[~table["shipped"], "percent"]
@@ -252,8 +242,23 @@ def drawing(table: pd.DataFrame) -> Drawing:
         f"{int(kept.sum())} of {len(asked)} settings of our tests keep what was asked of them, "
         f"the usual tests err in up to {usual.max():.0f} of 100"
     )
-    draw = panels(Layout(len(kinds), 1.75, "wrong findings (%)", across=1, share=False), panel)
-    return Drawing("calibration", "layers", title, caption, table, draw)
+    return Drawing("calibration", "layers", title, caption, table, picture)
+
+
+def picture(table: pd.DataFrame) -> Callable[[float], Figure]:
+    """Draws the table of `drawing`."""
+    kinds = {
+        "one pair of models": ["texts"],
+        "a training procedure, over seeds": ["procedure", "seeds"],
+        "twelve layers at once": ["layers", "procedure layers"],
+    }
+
+    def panel(ax: Axes, index: int) -> None:
+        rows = table[table["part"].isin(list(kinds.values())[index])]
+        ax.set_title(list(kinds)[index])
+        rates(rows, ax)
+
+    return panels(Layout(len(kinds), 1.75, "wrong findings (%)", across=1, share=False), panel)
 
 
 def rates(table: pd.DataFrame, ax: Axes) -> Axes:
