@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -29,7 +30,7 @@ from attnlens.analysis.provenance import (
 )
 from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
-from attnlens.analysis.variables import dataset
+from attnlens.analysis.variables import VARIABLES, dataset
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.load import Checkpoint, load, longest_input
 from attnlens.core.errors import AttnlensError, CorpusError
@@ -61,7 +62,8 @@ class CompareOptions:
     hidden states may take while the tuned models are held against those of the base; larger batches are halved.
     parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
     nulls: shuffled twins, besides those among the tuned whose training record says so. seeds: more runs of a tuned
-    model's training, from other seeds: they bear on its answer and get none of their own. knockout: also hide the
+    model's training, from other seeds: they bear on its answer and get none of their own; its run and theirs take one
+    more pass each, for the JSD between seeds. knockout: also hide the
     headline's words from all attention and see what the outputs lose, in six more passes (analysis/knockout.py);
     further: its progress. noise_band: draws of random weight noise of the size of the tuning's change, one more pass
     each (analysis/noise.py).
@@ -129,6 +131,8 @@ def compare(
     data, rounding = split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     if options.knockout and salience:
         data = data.assign(_knocked_out(cast, prepared, options))
+    if cast.roles.seeds:
+        data = data.assign(jsd_seeds=_between_seeds(cast, prepared, options))
     noise = _noise(cast, prepared, options) if options.noise_band and salience else None
     tests = infer(data, roles=cast.roles, sesoi=options.sesoi, seed=options.seed, noise=noise)
     data = data.isel(model=slice(cast.answered))  # a seed bears on another model's answer and has none of its own
@@ -164,6 +168,18 @@ def _knocked_out(cast: Cast, prepared: Prepared, options: CompareOptions) -> dic
         name: whole[name].assign_attrs(told | {"long_name": title, "units": found.attrs["unit"]}).variable
         for name, title in KNOCKED_OUT.items()
     }
+
+
+def _between_seeds(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.Variable:
+    """For each tuned model with seeds, the mean over them of the JSD from its maps to theirs; NaN for other models."""
+    models, found = dict(zip(cast.names, cast.models, strict=True)), {}
+    asked = MeasureOptions(options.batch_size, options.memory, progress=options.further)
+    for name, seeds in cast.roles.seeds.items():
+        runs = [Subject(models[run], reference=run == name) for run in (name, *seeds)]
+        found[name] = measure(runs, prepared, asked).arrays["jsd"][1:].mean(0)
+    none = np.full_like(next(iter(found.values())), np.nan)
+    values = np.stack([found.get(name, none) for name in cast.names])
+    return xr.Variable(("model", "example", "layer", "head"), values, VARIABLES["jsd_seeds"].attributes())
 
 
 def _noise(cast: Cast, prepared: Prepared, options: CompareOptions) -> xr.DataArray:

@@ -22,7 +22,8 @@ def infer(
 
     Families of two checkpoints (level A, n documents): "profile", D_l by layer with its simultaneous band and max-T p
     (METRICS 3.4, 6.4); "total", Σ D_l, bootstrap-t; "entropy layer", change of content entropy by layer; "jsd layer",
-    divergence of the maps by layer, without p: it is never below 0, so 0 is no null; "focus head" and "entropy head",
+    divergence of the maps by layer, without p: it is never below 0, so 0 is no null, and "jsd seeds" is, the same from
+    the maps of other seeds of the training, mean over n_seeds − 1 of them; "focus head" and "entropy head",
     t intervals with BH. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
     D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "against rival", D_l less
     that of the first tuned model's training, over paired seeds (level C); "causal focus" and "reliance"
@@ -40,9 +41,12 @@ def infer(
             "": [
                 _layers("entropy layer", _over_heads(entropy), documents, sesoi=np.nan, seed=seed),
                 _heads("entropy head", entropy.values, documents, seed=seed),
-                _divergence(_over_heads(data["jsd"].sel(model=model)), documents, seed=seed),
+                _divergence("jsd layer", _over_heads(data["jsd"].sel(model=model)), documents, seed=seed),
             ]
         }
+        if model in roles.seeds and "jsd_seeds" in data:
+            between = _divergence("jsd seeds", _over_heads(data["jsd_seeds"].sel(model=model)), documents, seed=seed)
+            frames[""].append(between.assign(n_seeds=len(roles.runs(str(model)))))
         for name in data["salience"].values if "focus" in data else ():
             focus = shift["focus"].sel(salience=name)
             profile = _over_heads(focus)
@@ -139,9 +143,9 @@ def _drawn(values: np.ndarray, documents: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows | untested | {"level": (draws - 1) / (draws + 1)})
 
 
-def _divergence(values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+def _divergence(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
     """One row a layer with its simultaneous band, cut at 0; no test."""
-    table = _layers("jsd layer", values, documents, sesoi=np.nan, seed=seed)
+    table = _layers(family, values, documents, sesoi=np.nan, seed=seed)
     untested = dict.fromkeys(("p", "p_adjusted", "effect_size"), np.nan)
     return table.assign(low=table["low"].clip(lower=0.0), **untested)
 

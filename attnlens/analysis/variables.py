@@ -59,6 +59,7 @@ VARIABLES: dict[str, Variable] = {
     "sink_census": Variable("heads with a sink among special and first keys", "share of heads", "Gu et al. 2025", 0, 1),
     "virtual_mass": _row("mass", "attention on virtual tokens"),
     "jsd": _pair("jsd", "Jensen–Shannon divergence from base"),
+    "jsd_seeds": _pair("jsd", "Jensen–Shannon divergence from other seeds of the same training"),
     "kl_forward": _pair("kl_forward", "KL divergence of tuned from base"),
     "kl_backward": _pair("kl_backward", "KL divergence of base from tuned"),
     "tv": _pair("tv", "attention moved against base"),

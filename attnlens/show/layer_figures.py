@@ -10,9 +10,10 @@ from attnlens.analysis.results import Comparison
 from attnlens.analysis.wording import signed
 from attnlens.show import findings, plots
 from attnlens.show.drawing import Drawing, Layout, margin, named, of_attention, of_documents, panels
-from attnlens.show.tables import entropy_table, jsd_table, tests_table
+from attnlens.show.tables import entropy_table, jsd_table, seeds_jsd_table, tests_table
 from attnlens.show.twins import kinds
 
+SEEDS = "seeds of"  # how the line between seeds of a model's training is called
 WIDEST = 3.0  # times the range of another panel: then each has its own axis
 PROFILE = ["model", "kind", "salience", "layer", "estimate", "low", "high", "p_adjusted", "n"]
 
@@ -100,19 +101,21 @@ def entropy_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
 
 
 def jsd_profile(comparison: Comparison) -> Drawing:
-    """Divergence of base and tuned maps per layer, one line a model, in percent of its maximum."""
-    table = jsd_table(comparison)
-    table = table.assign(kind=kinds(comparison, table["model"]))
+    """Divergence of base and tuned maps per layer, one line a model, in percent of its maximum; that between seeds."""
+    measured, seeds = jsd_table(comparison), seeds_jsd_table(comparison)
+    measured = measured.assign(kind=kinds(comparison, measured["model"]))
+    seeds = seeds.assign(kind="null", model=[f"{SEEDS} {model}" for model in seeds["model"]])
+    table = pd.concat([measured, seeds], ignore_index=True) if len(seeds) else measured
     floor = table["floor"].max()
     alone = f" Rounding to the narrower stored number format alone makes {floor:.2g} %." if floor > 0 else ""
     caption = (
         "Jensen–Shannon divergence (JSD) between the attention rows of base and tuned, by layer (mean over rows and "
         "heads), in percent of its maximum, log 2: 0 = the same maps, 100 = no key in common. Bands: 95 %, "
-        f"simultaneous over layers, over {of_documents(comparison, table)}. JSD is never below 0, so any two different "
-        "checkpoints differ: the null to hold it against is the JSD between two training seeds, not zero."
-        f"{alone}{findings.null_words(comparison)}"
+        f"simultaneous over layers, over {of_documents(comparison, measured)}. JSD is never below 0, so any two "
+        "different checkpoints differ: the null to hold it against is the JSD between two training seeds, not zero."
+        f"{_seeds_words(comparison)}{alone}{findings.null_words(comparison)}"
     )
-    title = of_attention(comparison, table, findings.jsd_finding)
+    title = of_attention(comparison, measured, findings.jsd_finding)
     return Drawing("jsd_profile", "layers", title, caption, table, jsd_picture)
 
 
@@ -120,6 +123,16 @@ def jsd_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
     """Draws the table of `jsd_profile`."""
     layout = Layout(1, 2.35, "layer", "JSD (% of its maximum)")
     return panels(layout, lambda ax, _: plots.layer_level(named(table), ax))
+
+
+def _seeds_words(comparison: Comparison) -> str:
+    rows = tests_table(comparison, "jsd seeds")
+    if rows.empty:
+        return ""
+    runs = ", ".join(str(number) for number in sorted(set(rows["n_seeds"].astype(int))))
+    return (
+        f" Grey, dashed: the JSD between the run shown and other seeds of its training ({runs} runs), mean over them."
+    )
 
 
 def _noise_words(noise: pd.DataFrame) -> str:

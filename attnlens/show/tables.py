@@ -238,7 +238,16 @@ def jsd_table(comparison: Comparison) -> pd.DataFrame:
 
     floor: what rounding the weights alone makes.
     """
-    table = tests_table(comparison, "jsd layer")[["model", "layer", "estimate", "low", "high", "n"]]
+    return _jsd(comparison, "jsd layer")
+
+
+def seeds_jsd_table(comparison: Comparison) -> pd.DataFrame:
+    """The same between a tuned model and other seeds of its training, for those that have some."""
+    return _jsd(comparison, "jsd seeds")
+
+
+def _jsd(comparison: Comparison, family: str) -> pd.DataFrame:
+    table = tests_table(comparison, family)[["model", "layer", "estimate", "low", "high", "n"]]
     table = table.assign(floor=100 * _rounding(comparison, "jsd", table["model"]))
     bounds = ["estimate", "low", "high", "floor"]
     return table.assign(**{name: table[name] / np.log(2) for name in bounds})  # 100 nats → percent

@@ -55,6 +55,28 @@ def test_divergence_by_layer_has_a_band_and_no_test(base: Checkpoint, tuned: Che
     assert (rows["low"] >= 0).all() and rows[["p", "p_adjusted"]].isna().all(axis=None)
 
 
+def test_divergence_between_seeds_is_that_of_the_runs_held_against_each_other(
+    base: Checkpoint, tuned: Checkpoint, corpus: Corpus
+):
+    """The null of JSD: not base, but another seed of the same training; here two copies with noise of their own."""
+    seeds = []
+    for number in (5, 6):
+        model = copy.deepcopy(base.model)
+        weight = model.encoder.layer[1].attention.self.query.weight
+        with torch.no_grad():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.15)
+        seeds.append(replace(tuned, model=model, name=f"seed {number}"))
+    got = compare(base, tuned, corpus=corpus, salience=(), options=replace(OPTIONS, seeds=tuple(seeds)))
+    assert got.models == ["base", "tuned"] and got.data["jsd_seeds"].isel(model=0).isnull().all()
+    pairs = [compare(tuned, seed, corpus=corpus, salience=(), options=OPTIONS).data["jsd"][1] for seed in seeds]
+    np.testing.assert_allclose(got.data["jsd_seeds"][1], (pairs[0] + pairs[1]) / 2, atol=1e-7)
+    rows = got.tests.query("family == 'jsd seeds'")
+    assert (rows["n_seeds"] == 3).all() and rows[["p", "p_adjusted"]].isna().all(axis=None)
+    by_hand = got.data["jsd_seeds"][1].mean("head").groupby("document").mean().mean("document")
+    np.testing.assert_allclose(rows["estimate"], by_hand, atol=1e-15)
+    assert rows["estimate"].tolist()[0] == 0 < rows["estimate"].tolist()[1]
+
+
 def test_received_attention_of_marked_words(base: Checkpoint, tuned: Checkpoint):
     """Times uniform: column sums over content rows against what uniform rows would give, mean over marked tokens."""
     text = "The Licensee shall keep the trade secrets in strict confidence during the whole term."

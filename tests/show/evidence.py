@@ -20,6 +20,8 @@ def make_evidence(shape: tuple[int, int] = (6, 12), salience: tuple[str, ...] = 
     null = profile[profile["model"] == NULL]
     beyond = real.assign(family="beyond null", **{name: real[name] - null[name].to_numpy() for name in ("estimate",)})
     seeds = real.assign(family="seeds", n_seeds=6)
+    between = made.tests.query("family == 'jsd layer' and model == 'full'")
+    between = between.assign(family="jsd seeds", n_seeds=6, estimate=between["estimate"] / 2)
     single = {"salience": salience[0], "layer": -1, "head": -1, "n": 33}
     rows = [
         {"family": family, "model": model, "estimate": value, "low": value - 0.03, "high": value + 0.03, "p": p}
@@ -27,7 +29,7 @@ def make_evidence(shape: tuple[int, int] = (6, 12), salience: tuple[str, ...] = 
         for model, value, p in zip((*MODELS, NULL), values, (0.001, 0.4, 0.6), strict=True)
     ]
     knocked = pd.DataFrame(rows).assign(**single)
-    tests = pd.concat([made.tests, noise, beyond, seeds, knocked], ignore_index=True)
+    tests = pd.concat([made.tests, noise, beyond, seeds, between, knocked], ignore_index=True)
     told = {"salience": salience[0], "outcome": "label loss", "unit": "nats", "draws": 4}
     sizes = (made.data.sizes["model"], made.data.sizes["example"])
     data = made.data.assign(reliance=(("model", "example"), np.zeros(sizes), told))

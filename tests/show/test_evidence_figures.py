@@ -61,7 +61,21 @@ def test_a_null_is_grey_and_dashed_and_noise_an_area(drawings: dict[str, Drawing
     assert names == [*MODELS, NULL, plots.NOISE_NAME]
     assert f"Grey, dashed: {NULL}, a null, no answer." in drawing.caption and "over 19 draws" in drawing.caption
     assert "full differs from its null in layer" in drawing.caption and "Over 6 seeds" in drawing.caption
-    assert drawings["jsd_profile"].table.loc[lambda t: t["kind"] == "null", "model"].unique().tolist() == [NULL]
+    assert drawings["jsd_profile"].table.loc[lambda t: t["kind"] == "null", "model"].unique().tolist() == [
+        NULL,
+        "seeds of full",
+    ]
+
+
+def test_divergence_stands_beside_that_between_seeds(evidence: Comparison, drawings: dict[str, Drawing]):
+    drawing = drawings["jsd_profile"]
+    rows = drawing.table[drawing.table["model"] == "seeds of full"]
+    wanted = evidence.tests.query("family == 'jsd seeds'")
+    np.testing.assert_allclose(rows["estimate"], 100 * wanted["estimate"] / np.log(2))
+    assert "other seeds of its training (6 runs), mean over them." in drawing.caption
+    line = next(line for line in drawn(drawing).axes[0].lines if line.get_label() == "seeds of full")
+    np.testing.assert_allclose(line.get_ydata(), rows["estimate"])
+    assert line.get_linestyle() == "--"
 
 
 def test_a_definition_with_wide_bands_has_its_own_axis(evidence: Comparison):
