@@ -36,7 +36,8 @@ MISLEADS = {
     "share_value": "Lengths of vectors before they are added up: two long ones may cancel.",
     "log_odds": "Unbounded and heavy-tailed in heads of one key; one row may rule a mean. Read it for its sign, "
     "beside `share`.",
-    "entropy_content": "Undefined in rows that see fewer than two words, and so at the start of a decoder's text.",
+    "entropy_content": "Punctuation counts as content. Undefined in rows that see fewer than two word pieces: at "
+    "the start of a decoder's text.",
     "entropy_between": "Mixes sink release and refocusing: a rise may be either. Read it with the plane of both.",
     "received": "Corrected for position as if uniform attention were the neutral choice; not for recency.",
     "received_mean": "Under a causal mask even uniform rows favour early keys: it finds sinks and ranks no words.",

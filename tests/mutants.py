@@ -52,7 +52,7 @@ MUTANTS = [
     (SCORES, "seen = distance >= 0 if", "seen = distance > 0 if"),
     (SCORES, "distance.abs() < self.window", "distance.abs() <= self.window"),
     (SCORES, "logits.div_(self.softcap).tanh_().mul_(self.softcap)", "logits.div_(self.softcap).tanh_()"),
-    (SCORES, "logits.add_(cut(self.bias, box))", "pass"),
+    (SCORES, "logits.add_(cut(self.bias, box).to(logits.dtype).clamp(min=HIDDEN))", "pass"),
     (SCORES, "else seen & allowed", "else seen | allowed"),
     (SCORES, "device=device)[:, None] + offset", "device=device)[:, None]"),
     (SCORES, "min / 2\n            seen", "min\n            seen"),

@@ -161,7 +161,8 @@ def print_answer(comparison: "Comparison") -> None:
             for remark in answer.remarks:
                 say(f"  {remark}", wrap=True)
             say("")
-    say(f"{'. '.join(also_found(comparison))}.", wrap=True)
+    whose = f"Of {comparison.models[1]}: " if len(comparison.models) > 2 else ""
+    say(f"{whose}{'. '.join(also_found(comparison))}.", wrap=True)
     if unknown := not_known(comparison):
         say(f"Not known: {', '.join(unknown)}.", wrap=True)
     for warning in comparison.provenance["warnings"]:

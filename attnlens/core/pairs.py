@@ -1,10 +1,10 @@
 """How far two attention maps lie apart, row by row: JSD, KL both ways, total variation; tile by tile, from q and k.
 
 Every term is a function of the larger of the two weights of a key, M, and of a = |log q − log p|, which comes from the
-logits: the smaller weight is M e⁻ᵃ. Terms are ≥ 0 one by one, so that nearly equal maps keep their digits where
-Σ p log(p/q) would cancel, weights too small for a float still count by their logits, and no eps is needed (METRICS 4).
-All four share a few passes over the tile, without a branch and in little memory, used again and again: a branch on
-random data, a hyperbolic tangent or a page that is not in the cache each cost more than ten multiplications.
+logits: the smaller weight is M e⁻ᵃ. No term changes its sign from key to key, so that nearly equal maps keep
+their digits where Σ p log(p/q) would cancel, weights too small for a float still count by their logits, and no eps is
+needed (METRICS 4). All four share a few passes over the tile, without a branch and in little memory, used again and
+again: a branch on random data, a hyperbolic tangent or a page outside the cache costs more than ten multiplications.
 """
 
 from collections.abc import Callable, Iterator

@@ -88,7 +88,7 @@ class Scores:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.bias is not None:
-            logits.add_(cut(self.bias, box))
+            logits.add_(cut(self.bias, box).to(logits.dtype).clamp(min=HIDDEN))  # −∞ less −∞ is no number
         if self.mask is not None and self.mask.dtype != torch.bool:
             tile = cut(self.mask, box)
             logits.add_(tile.masked_fill(tile <= torch.finfo(tile.dtype).min / 2, 0.0))

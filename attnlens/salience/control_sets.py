@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from attnlens.salience.controls import candidates, pair_weights, word_kinds
+from attnlens.salience.controls import candidates, pair_weights, preference, word_kinds
 from attnlens.text.corpus import Corpus
 
 
@@ -47,7 +47,7 @@ def _draw(kind: np.ndarray, marked: np.ndarray, draws: int, rng: np.random.Gener
     places = candidates(kind, marked)
     (salient, rows), (ordinary, columns) = (np.unique(side, return_inverse=True) for side in places)
     weights = np.zeros((len(salient), len(ordinary)))
-    weights[rows, columns] = pair_weights(kind, *places, once=True)
+    weights[rows, columns] = pair_weights(kind, *places, preference(*places), once=True)
     kept = np.arange(len(salient))
     controls = np.zeros((draws, len(kind)), dtype=bool)
     for draw in range(draws):

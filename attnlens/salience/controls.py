@@ -14,6 +14,7 @@ from attnlens.text.corpus import Corpus
 from attnlens.text.lexis import forms, is_content
 
 REACH = 20  # words; within 5 and 10 too few salient words find a match
+TIE = 1e-4  # far below what one word of distance counts, 1/21²
 BLOCK = 64  # texts matched at once: the solver's start costs several times what one text does
 
 
@@ -108,7 +109,7 @@ def _controls(texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Control]:
         np.concatenate([side + start for side, start in zip(sides, starts, strict=False)])
         for sides in zip(*pairs, strict=True)
     )
-    weight = pair_weights(kinds, salient, ordinary)
+    weight = pair_weights(kinds, salient, ordinary, np.concatenate([preference(*pair) for pair in pairs]))
     matched, weights = (
         np.split(np.bincount(side, weight, minlength=starts[-1]), starts[1:-1]) for side in (salient, ordinary)
     )
@@ -116,10 +117,21 @@ def _controls(texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Control]:
     return [Control(*parts) for parts in zip(matched, weights, eligible, strict=True)]
 
 
-def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *, once: bool = False) -> np.ndarray:
+def preference(salient: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
+    """A small cost of each pair by its places in its text, (P,): of equally good controls the same are always taken.
+
+    Without it the choice would fall to the solver, and with it to the texts that happen to be matched together. No
+    meaning but that no two choices add up to the same.
+    """
+    return TIE * np.sin((1.0 + salient) * (2.0 + ordinary) ** 2) ** 2
+
+
+def pair_weights(
+    kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, costs: np.ndarray, *, once: bool = False
+) -> np.ndarray:
     """Weights (P,) float64 of the pairs of `candidates`: at most 1 in all for a salient word, level in position.
 
-    once: at most 1 in all for an ordinary word too.
+    costs: of `preference`. once: at most 1 in all for an ordinary word too.
     """
     if not len(salient):
         return np.zeros(0)
@@ -127,7 +139,7 @@ def pair_weights(kind: np.ndarray, salient: np.ndarray, ordinary: np.ndarray, *,
     at_most: Any = vstack([_indicators(side) for side in ((salient, ordinary) if once else (salient,))])
     level = _indicators(kind[salient] // 3)  # by pieces: a word of two holds twice the tokens
     solved = linprog(
-        (apart / (REACH + 1)) ** 2 - 1,
+        (apart / (REACH + 1)) ** 2 - 1 + costs,
         A_ub=at_most,
         b_ub=np.ones(at_most.shape[0]),
         A_eq=level.multiply(apart),

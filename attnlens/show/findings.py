@@ -251,6 +251,8 @@ def circuits_finding(table: pd.DataFrame, *, shared: bool = False) -> str:
 
 def definitions_finding(table: pd.DataFrame) -> str:
     """Under how many definitions attention moved by more than the margin. table: one model, a row a definition."""
+    if table.empty:
+        return "No data on the definitions of the marked words"
     parts = []
     for words, rows in (
         ("moved towards the marked words", table[table["filled"] & (table["estimate"] > 0)]),
@@ -299,6 +301,8 @@ def agreement_finding(table: pd.DataFrame) -> str:
 
 def reliance_finding(table: pd.DataFrame) -> str:
     """Whether hiding the marked words costs more than hiding others, and more than in the base. table: one model."""
+    if table.empty:
+        return "No data on what the outputs lose without the marked words"
     beyond, against = (bool(rows["filled"].any()) for _, rows in table.groupby("label", sort=False))
     if beyond:
         more = ", and more than before tuning" if against else "; that they do so more than before was not shown"
@@ -319,8 +323,8 @@ def methods_finding(table: pd.DataFrame) -> str:
         return told
     least = table.iloc[int(table["changed"].fillna(np.inf).to_numpy().argmin())]
     if least["model"] in best:
-        return f"{told}, with {percent(least['changed'])} % of the weights changed, the fewest"
-    return f"{told}; fewest weights changed: {least['model']} ({percent(least['changed'])} %, {least['written']})"
+        return f"{told}, having trained {percent(least['changed'])} % of the weights, the fewest"
+    return f"{told}; fewest weights trained: {least['model']} ({percent(least['changed'])} %, {least['written']})"
 
 
 def passage_finding(table: pd.DataFrame, models: list[str], where: str, unit: str) -> str:
@@ -335,11 +339,11 @@ def passage_finding(table: pd.DataFrame, models: list[str], where: str, unit: st
         return "One text as the models read it"
     if table["marked"].any():
         before, after = (rows.loc[rows["marked"], "received"].sum() for rows in (base, tuned))
-        return f"In this text the marked words receive {before:.0f} % of the {unit}, then {after:.0f} %"
+        return f"The marked words shown receive {before:.0f} % of the {unit}, then {after:.0f} %"
     place = int(abs(change).argmax())
     if change[place] == 0:
-        return f"In this text every word receives what it received before ({where})"
-    return f"In this text “{base['piece'].iloc[place]}” changed most ({signed(change[place])} points)"
+        return f"Every word shown receives what it received before ({where})"
+    return f"Of the words shown “{base['piece'].iloc[place]}” changed most ({signed(change[place])} points)"
 
 
 def training_finding(comparison: Comparison, records: dict[str, dict]) -> str:

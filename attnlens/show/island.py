@@ -13,6 +13,7 @@ from attnlens.analysis.passages import head_tests, top_heads
 from attnlens.analysis.results import Comparison, Passage
 from attnlens.analysis.word_maps import WordMaps
 from attnlens.show.plots import SIGNIFICANT
+from attnlens.show.word_figures import is_causal
 
 ROOM = 3_000_000  # characters that the maps of all texts may take in a report of at most 5 MB
 
@@ -32,6 +33,7 @@ def island(comparison: Comparison, passages: Sequence[Passage], room: float = RO
         shown.append(_passage(passage) | {"kept": kept, "packed": packed})
     content = {
         "models": comparison.models,
+        "causal": is_causal(comparison),
         "start": 1 + (comparison.answer.layers or (comparison.data.sizes["layer"] - 1,))[0],  # the most changed layer
         "changed": changed,
         "passages": shown,

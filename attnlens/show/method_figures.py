@@ -16,7 +16,7 @@ from attnlens.show.twins import real_models
 
 # What a method took: label of its axis.
 AXES = {
-    "changed": "weights changed (% of all)",
+    "changed": "weights trained (% of all)",
     "seconds": "training time (s)",
     "forgetting": "forgetting (nats a token)",
 }
@@ -34,8 +34,9 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 def methods_table(comparison: Comparison) -> pd.DataFrame:
     """One row for each tuned model that tells of its training: held-out quality, and what it took to get there.
 
-    value: of `quality`, the first that every one of them has; changed: percent of all parameters that may differ from
-    the base's; seconds: of the training; forgetting: rise of the loss on a general text, nats a token.
+    value: of `quality`, the first that every one of them has; changed: parameters that training changed in the
+    end, of an adapter those that it adds, in percent of all; seconds: of the training; forgetting: rise of the loss on
+    a general text, nats a token.
     """
     table = training_table(comparison)
     if table.empty:
@@ -58,10 +59,10 @@ def _column(table: pd.DataFrame, name: str, models: pd.Series) -> pd.Series:
 
 
 def methods(table: pd.DataFrame) -> Drawing:
-    """Quality against weights changed, time and forgetting, a panel each."""
+    """Quality against weights trained, time and forgetting, a panel each."""
     quality = str(table["quality"].iloc[0])
     told = {
-        "changed": "weights: parameters that may differ from the base's at the end, in percent of all",
+        "changed": "weights: parameters that training changed, of an adapter those that it adds, in percent of all",
         "seconds": "time: of the training, as measured",
         "forgetting": "forgetting: rise of the loss on a general text",
     }
@@ -82,7 +83,9 @@ def methods_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
         evidence_plots.quality_against(shown, ax, columns[index])
         ax.set_xlabel(AXES[columns[index]])
 
-    return panels(Layout(len(columns), 2.2, "", f"held-out {table['quality'].iloc[0]}"), panel)
+    quality = str(table["quality"].iloc[0])
+    better = " (lower is better)" if quality == "perplexity" else ""
+    return panels(Layout(len(columns), 2.2, "", f"held-out {quality}{better}"), panel)
 
 
 PICTURES = {"methods": methods_picture}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attnlens.analysis.results import Comparison
+from attnlens.show.latex import escape
 from attnlens.show.training_records import text, training_records
 
 
@@ -40,8 +41,9 @@ class Work:
     def bibtex(self) -> str:
         """As a BibTeX entry."""
         holder = {"article": "journal", "inproceedings": "booktitle", "book": "publisher"}[self.kind]
-        fields = {"author": " and ".join(self.authors), "title": f"{{{self.title}}}", holder: self.where}
+        fields = {"author": " and ".join(self.authors), "title": self.title, holder: self.where}
         fields |= {"year": str(self.year)} | ({"note": self.place} if self.place else {})
+        fields = {name: escape(value) for name, value in fields.items()} | {"title": f"{{{escape(self.title)}}}"}
         lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
         return "\n".join([f"@{self.kind}{{{self.key},", *lines, "}"])
 
@@ -80,7 +82,7 @@ WORKS = (
             "Lin, Min",
         ),
         2025, "When Attention Sink Emerges in Language Models: An Empirical View", "Proceedings of ICLR",
-        "inproceedings", "arXiv:2410.10781", ("received_profile", "agreement"),
+        "inproceedings", "arXiv:2410.10781",
     ),
     Work(
         "kobayashi2020", "attention by value vectors",
@@ -152,7 +154,7 @@ WORKS = (
     ),
     Work(
         "lee2025", "adaptive layer-wise fine-tuning", ("Lee, Jee Young",), 2025,
-        "A Study on LLM Fine-tuning Strategies …", "International Journal of Advanced Smart Convergence",
+        "A Study on LLM Fine-tuning Strategies", "International Journal of Advanced Smart Convergence",
         place="volume 14, number 4, pages 105–113", when=("alf",),
     ),
     Work(

@@ -44,10 +44,12 @@ def _layers(comparison: Comparison) -> str:
         "weights": lambda row: "" if pd.isna(row["relative"]) else percent(row["relative"]),
     }
     marked = f" (marked by {comparison.salience[0]})" if comparison.salience else ""
+    families = {"focus": "profile", "entropy": "entropy layer"} if comparison.salience else {"entropy": "entropy layer"}
+    counts = [f"{what}: {of_documents(comparison, tests_table(comparison, name))}" for what, name in families.items()]
     caption = (
         f"Change by layer, tuned minus base: focus{marked} and content entropy in points with 95 % intervals "
         "simultaneous over layers and adjusted p; Jensen–Shannon divergence in percent of its maximum; size of the "
-        f"weight change in percent; {of_documents(comparison, tests_table(comparison, 'entropy layer'))}."
+        f"weight change in percent; {'; '.join(counts)}."
     )
     return _table("layers", frame, columns, caption)
 

@@ -7,6 +7,7 @@ from attnlens.analysis.results import Comparison, Passage
 from attnlens.core.errors import AttnlensError
 from attnlens.show.document import document
 from attnlens.show.island import island
+from attnlens.show.word_figures import is_causal
 
 # Pixels: controls, readout, headings and table; then about a line of text in three panes for so many characters.
 FIXED, LINE, CHARACTERS, TALLEST = 680, 34, 52, 1200
@@ -48,6 +49,7 @@ def view(comparison: Comparison, example: int = 0) -> View:
     content = {
         "title": title,
         "salience": comparison.salience,
+        "causal": is_causal(comparison),
         "island": island(comparison, (passage,), room=float("inf")),
     }
     return View(document("view.html.j2", content), title, _height(passage))

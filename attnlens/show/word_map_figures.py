@@ -50,22 +50,24 @@ def word_maps(comparison: Comparison, passage: Passage, places: list[int]) -> Dr
         "the square root, one for all maps; kept in 16 steps). What special tokens and punctuation receive is not "
         f"drawn.{marked} One text, an example for the eye."
     )
-    first = table[(table["layer"] == table["layer"].iloc[0]) & (table["head"] == table["head"].iloc[0])]
-    return Drawing("word_maps", "heads", _finding(first, comparison.models), caption, table, word_maps_picture)
+    return Drawing("word_maps", "heads", _finding(passage, places[0]), caption, table, word_maps_picture)
 
 
-def _finding(table: pd.DataFrame, models: list[str]) -> str:
-    """What the most changed head gives to marked words, else to the word whose share changed most. table: one head."""
-    where = f"In one text, layer {table['layer'].iloc[0]}, head {table['head'].iloc[0]}"
-    rows = table["word"].nunique()
-    base, tuned = (table[table["model"] == name] for name in models[:2])
-    if table["marked"].any():
-        before, after = (each.loc[each["marked"], "attention"].sum() / rows for each in (base, tuned))
+def _finding(passage: Passage, place: int) -> str:
+    """What the most changed head gives to marked words of the whole text, else to the word that gained or lost most."""
+    assert passage.maps is not None
+    layer, head = passage.heads[place]
+    where, count = f"In one text, layer {layer + 1}, head {head + 1}", passage.maps.words
+    is_word = np.array(passage.is_word)
+    marked, values = np.array(passage.marked)[is_word], 100 * passage.maps.values[:2, place, :count, :count]
+    looked_at = np.nanmean(values, 1)  # (base and tuned, word): of a word's attention, in percent
+    if marked.any():
+        before, after = looked_at[:, marked].sum(1)
         return f"{where} gave {before:.0f} % of a word's attention to marked words, then {after:.0f} %"
-    change = (tuned.groupby("looks_at")["attention"].mean() - base.groupby("looks_at")["attention"].mean()).fillna(0)
-    place = int(change.abs().to_numpy().argmax())
-    piece = tuned.loc[tuned["looks_at"] == change.index[place], "piece"].iloc[0]
-    return f"{where} turned most towards or from “{piece}” ({signed(float(change.iloc[place]))} points a word)"
+    change = np.nan_to_num(looked_at[1] - looked_at[0])
+    most = int(np.abs(change).argmax())
+    piece = np.array(passage.words)[is_word][most]
+    return f"{where} turned most towards or from “{piece}” ({signed(float(change[most]))} points a word)"
 
 
 def word_maps_table(comparison: Comparison, passage: Passage, places: list[int]) -> pd.DataFrame:

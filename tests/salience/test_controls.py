@@ -228,3 +228,20 @@ def test_controls_cancel_what_position_feigns(where: str):
     gap = [moved @ (control.matched - control.weights) for control in controls]
     assert abs(np.mean(gap)) < 0.002
     assert abs(np.mean(gap, axis=0)[-1]) < 0.005 < 0.05 < abs(np.mean([moved[-1] @ marked for marked in marks]))
+
+
+def test_a_text_has_the_same_controls_in_any_company():
+    """Many texts are matched in one program; equally good controls are chosen by the text alone."""
+    rng = np.random.default_rng(0)
+    texts = [
+        " ".join(rng.permutation(12 * ["fee"] + 12 * ["term"] + 12 * ["notice"] + 4 * ["the"])) for _ in range(150)
+    ]
+    corpus = corpus_of(texts)
+    marks = [np.isin(np.arange(40), rng.choice(40, 6, replace=False)) for _ in texts]
+    pieces = [np.ones(40, dtype=np.int64)] * len(texts)
+    whole = matched_controls(corpus, marks, pieces)
+    backwards = matched_controls(corpus.select(range(149, -1, -1)), marks[::-1], pieces)[::-1]
+    for one, other in zip(whole, backwards, strict=True):
+        np.testing.assert_allclose(one.weights, other.weights, atol=1e-9)
+        np.testing.assert_allclose(one.matched, other.matched, atol=1e-9)
+    assert sum(control.weights.sum() for control in whole) > 500

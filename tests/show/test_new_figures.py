@@ -162,7 +162,7 @@ def test_a_long_text_is_shown_around_its_greatest_change(comparison: Comparison)
         "piece"
     ].tolist()
     assert len(pieces) == 60 and pieces[30] == "word150" and "(part of the text)" in drawing.caption
-    assert drawing.title == "In this text “word150” changed most (+3.5 points)"
+    assert drawing.title == "Of the words shown “word150” changed most (+3.5 points)"
 
 
 def test_training_curves_are_the_history(comparison: Comparison, drawings: dict[str, Drawing]):

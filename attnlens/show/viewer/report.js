@@ -22,6 +22,18 @@ function signed(value) {
   return (value > 0 ? "+" : "−") + text;
 }
 
+/* A change, and by how much it may be off. */
+function moved(value, slack) {
+  return Number(percent(slack)) === 0 ? signed(value) : `${signed(value)} ± ${percent(slack)}`;
+}
+
+/* Places that have a number, the largest first: by what is sure, then by what was kept. */
+function ordered(sure, change) {
+  const known = change.flatMap((value, unit) => (value === null ? [] : [unit]));
+  const size = (values, unit) => Math.abs(values[unit]);
+  return known.sort((a, b) => size(sure, b) - size(sure, a) || size(change, b) - size(change, a));
+}
+
 function fill(select, options) {
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
 }
@@ -31,8 +43,8 @@ function step(value, top) {
   return top > 0 ? Math.min(9, Math.ceil(9 * Math.sqrt(Math.abs(value) / top) - 0.5)) : 0;
 }
 
-/* The maps of a text: attention(model, map, row, column) in percent, as stored: 16 levels of a square-root scale, one
-   for words and one for the other units; levels of tuned models as differences from the base. */
+/* The maps of a text: (model, map, row, column) → [attention in percent, how far off it may be], as stored: 16 levels of
+   a square-root scale, one for words and one for the other units; levels of tuned models as differences from the base. */
 async function unpack(passage) {
   const packed = Uint8Array.from(atob(passage.packed), (char) => char.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -47,7 +59,8 @@ async function unpack(passage) {
     const place = (number * units + row) * units + column;
     const found = model === 0 ? level(place) : (level(place) + level(place + model * maps * units * units)) & 15;
     const at = 4 * number + (column < words ? 0 : 2);
-    return 100 * (found / 15) ** 2 * ((bytes[at] + 256 * bytes[at + 1]) / 65535);
+    const unit = (100 / 225) * ((bytes[at] + 256 * bytes[at + 1]) / 65535);
+    return [found ** 2 * unit, (found + 0.25) * unit]; // half a level more would be (found + ½)²
   };
 }
 
@@ -198,16 +211,20 @@ class Viewer {
 
   /* ---- numbers ---- */
 
-  /* Percent of each unit in base and tuned, null where there is none: where a unit looks, or what words receive. */
+  /* Percent of each unit in base and tuned, null where there is none: where a unit looks, or what words receive; and by
+     how much their difference may be off. What words receive is kept to hundredths of a percent. */
   numbers() {
     const models = [0, this.model];
     if (this.looking !== null) {
-      return models.map((model) => this.names.map((_, unit) => this.maps(model, this.map, this.looking, unit)));
+      const stored = models.map((model) => this.names.map((_, unit) => this.maps(model, this.map, this.looking, unit)));
+      const [base, tuned] = stored.map((pairs) => pairs.map(([value]) => value));
+      return { base, tuned, slack: this.names.map((_, unit) => stored[0][unit][1] + stored[1][unit][1]) };
     }
-    return models.map((model) => {
+    const [base, tuned] = models.map((model) => {
       const received = this.passage.received[model][this.map];
       return this.names.map((_, unit) => (unit < this.words && received[unit] !== null ? received[unit] / 100 : null));
     });
+    return { base, tuned, slack: this.names.map(() => 0) };
   }
 
   /* ---- drawing ---- */
@@ -237,16 +254,19 @@ class Viewer {
   }
 
   render() {
-    const [base, tuned] = this.numbers();
+    const { base, tuned, slack } = this.numbers();
     const change = base.map((value, unit) => (value === null || tuned[unit] === null ? null : tuned[unit] - value));
-    const shown = { base, tuned, change };
+    // What may be the rounding of the maps is no change: it has no colour, and the rest goes before it.
+    const sure = change.map((value, unit) => (value !== null && Math.abs(value) <= slack[unit] ? 0 : value));
+    const shown = { base, tuned, change, sure, slack };
     // Special tokens often take most of a row; the scale is that of the words, and their numbers stand beside them.
     const top = Math.max(0, ...base.slice(0, this.words), ...tuned.slice(0, this.words));
-    const most = Math.max(0, ...change.slice(0, this.words).map(Math.abs));
+    const most = Math.max(0, ...sure.slice(0, this.words).map(Math.abs));
     this.name(top, most);
     for (const pane of PANES) {
       const write = pane === "change" ? signed : percent;
-      shown[pane].forEach((value, unit) => this.paint(this.nodes[pane][unit], unit, value, pane === "change" ? most : top));
+      const colours = pane === "change" ? sure : shown[pane];
+      colours.forEach((value, unit) => this.paint(this.nodes[pane][unit], unit, value, pane === "change" ? most : top));
       shown[pane].slice(this.words).forEach((value, index) => {
         this.nodes[pane][this.words + index].querySelector("b").textContent = value === null ? "" : ` ${write(value)}`;
       });
@@ -280,15 +300,15 @@ class Viewer {
     byId("change-high").textContent = `${signed(most)} points`;
   }
 
-  sentence({ base, tuned, change }) {
+  sentence({ base, tuned, change, sure, slack }) {
     if (this.here === null && this.pinned === null) return HINT;
     const numbers = (unit) => (base[unit] === null || change[unit] === null
       ? "no attention measured"
-      : `base ${percent(base[unit])} %, tuned ${percent(tuned[unit])} %, change ${signed(change[unit])} points`);
+      : `base ${percent(base[unit])} %, tuned ${percent(tuned[unit])} %, change ${moved(change[unit], slack[unit])} points`);
     const source = this.pinned ?? this.here;
     if (this.looking === null) return `“${this.names[source]}” receives: ${numbers(source)}.`;
     const pointed = this.pinned !== null && this.here !== null && this.here !== this.pinned;
-    const largest = this.names.reduce((best, _, unit) => (Math.abs(change[unit]) > Math.abs(change[best]) ? unit : best), 0);
+    const [largest] = ordered(sure, change);
     const target = pointed ? this.here : largest;
     const how = pointed ? "looks at" : "changed most towards";
     return `“${this.names[source]}” ${how} “${this.names[target]}”: ${numbers(target)}.`;
@@ -313,18 +333,16 @@ class Viewer {
     const [base, tuned] = [0, this.model].map((model) =>
       this.passage.received[model][this.map].reduce((sum, value, word) => sum + (marked[word] ? value / 100 : 0), 0));
     byId("sums").textContent = marked.some(Boolean)
-      ? `Marked words together: ${percent(base)} % of the attention on words in base, ${percent(tuned)} % in tuned (${signed(tuned - base)} points).`
+      ? `Marked words together: ${percent(base)} % of the ${this.content.causal ? "position-corrected " : ""}attention on words in base, ${percent(tuned)} % in tuned (${signed(tuned - base)} points).`
       : "No word of this text is marked.";
   }
 
-  table({ base, tuned, change }) {
-    const known = change.flatMap((value, unit) => (value === null ? [] : [unit]));
-    known.sort((a, b) => Math.abs(change[b]) - Math.abs(change[a]));
-    const rows = known.slice(0, 6).map((unit) => {
+  table({ base, tuned, change, sure, slack }) {
+    const rows = ordered(sure, change).slice(0, 6).map((unit) => {
       const row = document.createElement("tr");
       const cell = element("td", "");
       cell.append(element("bdi", this.names[unit]));
-      const numbers = [percent(base[unit]), percent(tuned[unit]), signed(change[unit])];
+      const numbers = [percent(base[unit]), percent(tuned[unit]), moved(change[unit], slack[unit])];
       row.append(cell, ...numbers.map((text) => element("td", text, "number")));
       return row;
     });
@@ -348,8 +366,10 @@ function sortable(table) {
         const difference = Number(x) - Number(y);
         return Number.isNaN(difference) ? x.localeCompare(y) : difference;
       };
-      const rows = [...table.tBodies[0].rows].sort(compare);
-      table.tBodies[0].append(...(descending ? rows.reverse() : rows));
+      const rows = [...table.tBodies[0].rows];
+      const known = rows.filter((row) => key(row) !== "").sort(compare);
+      const missing = rows.filter((row) => key(row) === ""); // no data is neither small nor large: last
+      table.tBodies[0].append(...(descending ? known.reverse() : known), ...missing);
     });
   });
 }
