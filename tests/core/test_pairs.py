@@ -223,6 +223,17 @@ def test_rounding_never_leaves_the_bounds(spread: float, gap: float | None):
         assert (values <= torch.tensor(PAIRS[name].high)).all(), name
 
 
+def test_a_bias_of_minus_infinity_on_a_hidden_key_changes_nothing():
+    """ALiBi tables and additive masks may hold −∞ where a mask hides as well; −∞ less −∞ would be no number."""
+    _, (base, tuned), _ = pair(CASES["mask"])
+    bias = torch.zeros(base.scores.mask.shape, dtype=base.query.dtype)
+    bias[~base.scores.mask] = -torch.inf
+    biased = [side._replace(scores=replace(side.scores, bias=bias)) for side in (base, tuned)]
+    got, expected = pair_statistics(*biased, ALL), pair_statistics(base, tuned, ALL)
+    for name in ALL:
+        torch.testing.assert_close(got[name], expected[name], atol=1e-14, rtol=1e-12, equal_nan=True)
+
+
 def test_rows_without_data_are_nan_and_input_is_untouched():
     _, (base, tuned), queries = pair(CASES["everything"])
     before = [part.clone() for side in (base, tuned) for part in side[:2]]

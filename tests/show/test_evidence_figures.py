@@ -182,10 +182,10 @@ def test_methods_stand_against_what_they_took(drawings: dict[str, Drawing]):
     assert drawing.table["model"].tolist() == list(MODELS), "a null has no quality to compare"
     assert drawing.table["changed"].tolist() == pytest.approx([100.0, 100 / 41], rel=1e-4)
     figure = drawn(drawing)
-    assert [ax.get_xlabel() for ax in figure.axes] == ["weights changed (% of all)", "training time (s)"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["weights trained (% of all)", "training time (s)"]
     dots = [dot.get_offsets()[0].tolist() for dot in figure.axes[1].collections]
     assert dots == [[61.5, pytest.approx(0.813)], [62.5, pytest.approx(0.763)]]
-    assert drawing.title == "Best held-out macro-F1: full (.813); fewest weights changed: LoRA (2.4 %, .763)"
+    assert drawing.title == "Best held-out macro-F1: full (.813); fewest weights trained: LoRA (2.4 %, .763)"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (32, 5)])

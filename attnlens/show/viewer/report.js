@@ -59,8 +59,8 @@ async function unpack(passage) {
     const place = (number * units + row) * units + column;
     const found = model === 0 ? level(place) : (level(place) + level(place + model * maps * units * units)) & 15;
     const at = 4 * number + (column < words ? 0 : 2);
-    const unit = (100 / 225) * ((bytes[at] + 256 * bytes[at + 1]) / 65535);
-    return [found ** 2 * unit, (found + 0.25) * unit]; // half a level more would be (found + ½)²
+    const scale = (bytes[at] + 256 * bytes[at + 1]) / 65535;
+    return [100 * (found / 15) ** 2 * scale, 100 * ((found + 0.25) / 225) * scale]; // half a level more is (found + ½)²
   };
 }
 
