@@ -21,7 +21,9 @@ def test_notebook_runs(path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ATTNLENS_NOTEBOOK_STEPS", "8")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
-    assert all(len(cell.source.splitlines()) <= 8 for cell in notebook.cells if cell.cell_type == "code")
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        lines = [line for line in cell.source.splitlines() if line and not line.startswith(("import ", "from "))]
+        assert len(lines) <= 8, "helper code belongs in the library"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

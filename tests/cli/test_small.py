@@ -37,7 +37,7 @@ def test_a_report_on_few_held_out_documents(
     assert done.code == 0, done.err
     summary = json.loads((tmp_path / "report-base.ckpt-vs-few.ckpt" / "summary.json").read_text())
     assert summary["documents"] == heldout
-    assert f"Only {heldout} documents" in done.out
+    assert f"Only {heldout} document{'s' if heldout > 1 else ''}:" in done.out
     assert (tmp_path / "report-base.ckpt-vs-few.ckpt" / "report.html").is_file()
 
 
