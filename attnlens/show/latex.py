@@ -51,8 +51,8 @@ def caption(drawing: Drawing) -> str:
 def booktabs(name: str, caption: str, columns: Mapping[str, Sequence[str]], *, words: Collection[str] = ()) -> str:
     """A table environment with rules of the booktabs package. columns: title → cells, as text; `words`: set left."""
     places = "".join("l" if title in words else "r" for title in columns)
-    # Braces first: a cell that begins with [ or * would be an argument of the line break before it.
-    rows = [f"{{}}{' & '.join(map(escape, row))}" for row in zip(*columns.values(), strict=True)]
+    rows = [" & ".join(map(escape, row)) for row in zip(*columns.values(), strict=True)]
+    rows = [f"{{}}{row}" if row.startswith(("[", "*")) else row for row in rows]  # else an argument of the break before
     return "\n".join(
         [
             "% \\usepackage{booktabs}",

@@ -59,6 +59,9 @@ GROUPS = {
     "salience": "Marked words",
     "options": "Options",
     "versions": "Versions",
+    "nulls": "Shuffled twins",
+    "seeds": "Seeds",
+    "aids": "What the marking looked at",
     "rounding": "What rounding alone does",
 }
 

@@ -51,6 +51,11 @@ def test_tables_sort_by_number(opened: Page):
     up = [float(node.get_attribute("data-value") or "nan") for node in opened.locator(values).all()]
     assert len(down) == 12 and down == sorted(down, reverse=True) and up == sorted(up)
     assert opened.locator("th[aria-sort=ascending]").count() == 1
+    emptied = opened.locator(column).locator("tbody tr >> nth=3 >> td >> nth=1")
+    emptied.evaluate("cell => { cell.dataset.value = ''; cell.textContent = 'none'; }")
+    for _ in range(2):  # no data is neither small nor large
+        opened.locator(column).locator("thead button >> nth=1").click()
+        assert opened.locator(column).locator("tbody tr >> nth=-1 >> td >> nth=1").inner_text() == "none"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -60,6 +60,14 @@ def test_names_are_text():
     assert escape(names[0]) in tex_tables(make_comparison(tuned=names))["models"]
 
 
+def test_no_cell_is_an_argument_of_the_line_break_before_it():
+    text = booktabs("x", "c", {"model": ["a", "[SEP] run", "*b"], "answer": ["yes", "no", "[1]"]}, words=["model"])
+    assert [line for line in text.splitlines() if "run" in line or "b &" in line] == [
+        r"{}[SEP] run & no \\",
+        r"{}*b & [1] \\",
+    ]
+
+
 def test_tables_of_less(comparison: Comparison):
     assert list(tex_tables(make_comparison(salience=()))) == ["layers", "heads", "models"]
     assert "heads" not in tex_tables(make_comparison(scale=0.0)), "no head changed"
@@ -100,3 +108,4 @@ def test_lines_of_references():
     assert works["clark2019"].line.startswith("Clark et al. (2019). ")
     assert works["monroe2008"].line.startswith("Monroe, Colaresi and Quinn (2008). ")
     assert "  author = {Lin, Jianhua},\n" in works["lin1991"].bibtex
+    assert not re.search(r"(?<!\\)[&%#$_]", "".join(work.bibtex for work in WORKS)), "LaTeX would stop"
