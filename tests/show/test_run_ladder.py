@@ -79,7 +79,7 @@ def test_a_null_seeds_and_a_knockout_test_every_rung(reported: Reported):
 def test_progress(reported: Reported):
     assert len(reported.said) == 1
     stages = [total for done, total in reported.further if done == 0]
-    assert len(stages) == 2 and {(total, total) for total in stages} <= set(reported.further), "knockout, then noise"
+    assert len(stages) == 3 and {(total, total) for total in stages} <= set(reported.further), "knockout, seeds, noise"
 
 
 def test_answers_survive_the_disk(reported: Reported):
