@@ -11,6 +11,7 @@ import xarray as xr
 from attnlens.analysis.prepare import SELECTORS, Prepared, salience_warnings
 from attnlens.analysis.roles import Roles, held_out_otherwise
 from attnlens.analysis.subjects import Cast
+from attnlens.analysis.wording import documents_of
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.salience import Aids
 from attnlens.text.align import Encoded, words
@@ -122,10 +123,7 @@ def about_texts(base: Checkpoint, texts: Corpus, prepared: Prepared, max_length:
         found.append(f"{empty} of {len(texts)} texts have no row to measure within {max_length} tokens.")
     documents = len({example.document for example in texts})
     if documents < 10:
-        found.append(
-            f"Only {documents} document{'s' if documents > 1 else ''}: intervals rest on few units and are wide or "
-            "unreliable."
-        )
+        found.append(f"Only {documents_of(documents)}: intervals rest on few units and are wide or unreliable.")
     cut = sum(_is_cut(example.text, encoded) for example, encoded in zip(texts, prepared.encodings, strict=True))
     if cut:
         found.append(f"{cut} of {len(texts)} texts were cut at {max_length} tokens.")

@@ -37,3 +37,8 @@ def interval(low: float, high: float, digits: int) -> str:
 def documents_of(count: float) -> str:
     """Such as "1 document" or "62 documents"."""
     return f"{count:.0f} document{'' if count == 1 else 's'}"
+
+
+def p_value(value: float) -> str:
+    """A p-value as papers write it: .042, < .001; nothing where there is none."""
+    return "" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

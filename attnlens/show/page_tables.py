@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 
 from attnlens.analysis.results import Comparison
-from attnlens.analysis.wording import signed
+from attnlens.analysis.wording import p_value, signed
 from attnlens.show.plots import percent, plain
 from attnlens.show.tables import heads_table, layers_table, models_table, states_table
 from attnlens.show.training_records import QUALITIES
 from attnlens.show.training_tables import classes_table, cost_table, forgetting_table, training_table
-from attnlens.show.twins import twins
+from attnlens.show.twins import twins, verdict_of
 
 SHOWN_HEADS = 40
 Cell = Callable[[Any], tuple[str, Any]]  # a row of a table → what is written, and what is sorted by
@@ -40,7 +40,7 @@ def model_rows(comparison: Comparison) -> dict[str, Any]:
     columns: dict[str, Cell] = {"model": _text("model")}
     if comparison.salience:
         columns |= {
-            "answer": lambda row: (("null: " if row["model"] in null else "") + row["verdict"], row["verdict"]),
+            "answer": lambda row: (verdict_of(row["model"], row["verdict"], null), row["verdict"]),
             "largest change of focus (points)": lambda row: _placed(row, "focus", signed),
         }
     columns["largest change of entropy (points)"] = lambda row: _placed(row, "entropy", signed)
@@ -242,6 +242,4 @@ def _interval(row: Any, prefix: str) -> tuple[str, Any]:
 
 
 def _p(value: float) -> tuple[str, Any]:
-    if pd.isna(value):
-        return "", ""
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0"), value
+    return p_value(value), "" if pd.isna(value) else value

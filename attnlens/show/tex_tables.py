@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 
 from attnlens.analysis.results import Comparison
-from attnlens.analysis.wording import signed
+from attnlens.analysis.wording import p_value, signed
 from attnlens.show.drawing import of_documents
 from attnlens.show.head_figures import most_changed
 from attnlens.show.latex import booktabs
 from attnlens.show.plots import percent, plain
 from attnlens.show.tables import heads_table, layers_table, models_table, tests_table
-from attnlens.show.twins import twins
+from attnlens.show.twins import twins, verdict_of
 
 Cell = Callable[[Any], str]
 
@@ -74,7 +74,7 @@ def _models(comparison: Comparison) -> str:
     null = twins(comparison)
     columns: dict[str, Cell] = {"model": lambda row: row["model"]}
     if comparison.salience:
-        columns["answer"] = lambda row: _verdict(row["model"], row["verdict"], null)
+        columns["answer"] = lambda row: verdict_of(row["model"], row["verdict"], null)
         columns["focus (layer)"] = lambda row: _placed(row, "focus", signed)
     columns |= {
         "entropy (layer)": lambda row: _placed(row, "entropy", signed),
@@ -100,7 +100,7 @@ def _tests(comparison: Comparison) -> str:
     columns: dict[str, Cell] = {"model": lambda row: row["model"], "definition": lambda row: row["salience"]}
     null = twins(comparison)
     columns |= {
-        "answer": lambda row: _verdict(row["model"], comparison.answers[row["model"]][row["salience"]].verdict, null),
+        "answer": lambda row: verdict_of(row["model"], comparison.answers[row["model"]][row["salience"]].verdict, null),
         "layer": lambda row: f"{row['layer']:.0f}",
     }
     columns |= _estimate("change", "") | _estimate("sum over layers", "total_")
@@ -110,10 +110,6 @@ def _tests(comparison: Comparison) -> str:
         "and p simultaneous over layers) and the sum over layers (interval of its own); n documents."
     )
     return _table("tests", frame, columns, caption)
-
-
-def _verdict(model: str, verdict: str, null: list[str]) -> str:
-    return f"null: {verdict}" if model in null else verdict
 
 
 def _model(comparison: Comparison) -> dict[str, Cell]:
@@ -129,8 +125,7 @@ def _estimate(title: str, prefix: str) -> dict[str, Cell]:
         return "" if pd.isna(row[f"{prefix}estimate"]) else f"{signed(row[f'{prefix}estimate'])}{span}"
 
     def chance(row: Any) -> str:
-        p = row[f"{prefix}p_adjusted"]
-        return "" if pd.isna(p) else "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+        return p_value(row[f"{prefix}p_adjusted"])
 
     return {title: value, f"p of {title}": chance}
 

@@ -110,3 +110,8 @@ def told(answer: Answer) -> str:
         return ""
     span = "" if values["low"] != values["low"] else f" (95 % {signed(values['low'])} … {signed(values['high'])})"
     return f"{answer.verdict}; in layer {values['layer']:.0f} {signed(values['estimate'])}{span}."
+
+
+def verdict_of(model: str, verdict: str, null: list[str]) -> str:
+    """A verdict for a table; that of a null says so."""
+    return f"null: {verdict}" if model in null else verdict

@@ -38,7 +38,7 @@ DEFAULTS = TrainOptions()
 PARTS = {"mean": "mean", "peak": "peak", "cumulative": "changed in the end"}  # of the accounting, for the card
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult:
     """A finished run: where the checkpoint lies, how good it is on held-out rows, and its whole record.
 
@@ -58,8 +58,8 @@ class TrainingResult:
     note: str = ""
     twin: "TrainingResult | None" = None
 
-    def __str__(self) -> str:
-        """A card of four lines; more where texts were cut or left out, the data call for a warning, or with a twin."""
+    def __repr__(self) -> str:
+        """A card of four lines, not the record; more where texts were cut, data call for a warning, or with a twin."""
         lines = [f"{self.record['base']['name']} fine-tuned by {self.method!r} → {home_free(self.path)}"]
         lines += [f"{name}: {value}" for name, value in self._facts().items()]
         lines += [_lost(self.record)] if _lost(self.record) else []
