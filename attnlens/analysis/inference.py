@@ -14,6 +14,13 @@ COLUMNS = (
     "model salience family layer head estimate low high p p_adjusted p_equivalence effect_size n n_seeds level"
 ).split()
 
+# What stands beside the headline: shares of the marked words and of their controls, and how well received attention
+# picks the marked words out.
+BESIDE = (
+    *("share_matched", "share_value", "share_control", "share_random", "share_swapped"),
+    *("received_auroc", "received_ap", "received_precision"),
+)
+
 
 def infer(
     data: xr.Dataset, *, roles: Roles, sesoi: float, seed: int, noise: xr.DataArray | None = None
@@ -24,7 +31,8 @@ def infer(
     (METRICS 3.4, 6.4); "total", Σ D_l, bootstrap-t; "entropy layer", change of content entropy by layer; "jsd layer",
     divergence of the maps by layer, without p: it is never below 0, so 0 is no null, and "jsd seeds" is, the same from
     the maps of other seeds of the training, mean over n_seeds − 1 of them; "focus head" and "entropy head",
-    t intervals with BH. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
+    t intervals with BH; of the first definition also the change of each variable of BESIDE by layer, with a band and
+    no p. Where there is more: "beyond null", D_l less that of the shuffled twin, as "profile"; "seeds",
     D_l of the training procedure by crossed t over n_seeds runs and n documents (level B); "against rival", D_l less
     that of the first tuned model's training, over paired seeds (level C); "causal focus" and "reliance"
     (`attnlens.analysis.knockout`), in the unit of their outcome; "noise band", of `noise`
@@ -56,6 +64,9 @@ def infer(
                 _heads("focus head", focus.values, documents, seed=seed),
                 *_against(str(model), data["focus"].sel(salience=name), documents, roles=roles, seed=seed),
             ]
+        if "focus" in data:
+            headline = str(data["salience"].values[0])
+            frames[headline] += beside(shift.sel(salience=headline), documents, seed=seed)
         if "reliance" in data:
             frames[data["reliance"].attrs["salience"]] += [
                 _single(family, data[variable].sel(model=model).values, documents, seed=seed)
@@ -143,11 +154,26 @@ def _drawn(values: np.ndarray, documents: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows | untested | {"level": (draws - 1) / (draws + 1)})
 
 
+def beside(shift: xr.Dataset, documents: np.ndarray, *, seed: int) -> list[pd.DataFrame]:
+    """Change of each variable of BESIDE that is there, by layer; shift: tuned less base, of one definition."""
+    known = [name for name in BESIDE if name in shift]
+    return [_banded(name, _over_heads(shift[name]), documents, seed=seed) for name in known]
+
+
+def _banded(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """One row a layer with its simultaneous band; no test."""
+    band = simultaneous_band(document_means(values, documents), rng=np.random.default_rng(seed))
+    columns = {"family": family, "layer": np.arange(values.shape[1]), "head": -1, "n_seeds": 1}
+    untested = dict.fromkeys(("p", "p_adjusted", "p_equivalence", "effect_size"), np.nan)
+    return pd.DataFrame(
+        columns | {name: getattr(band, name) for name in ("estimate", "low", "high", "n", "level")} | untested
+    )
+
+
 def _divergence(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
     """One row a layer with its simultaneous band, cut at 0; no test."""
-    table = _layers(family, values, documents, sesoi=np.nan, seed=seed)
-    untested = dict.fromkeys(("p", "p_adjusted", "effect_size"), np.nan)
-    return table.assign(low=table["low"].clip(lower=0.0), **untested)
+    table = _banded(family, values, documents, seed=seed)
+    return table.assign(low=table["low"].clip(lower=0.0))
 
 
 def _total(profile: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:

@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Comparison
-from attnlens.core.bands import simultaneous_band
 from attnlens.core.resampling import document_means
 from attnlens.show.drawing import margin
 from attnlens.show.plots import SIGNIFICANT, detected
-from attnlens.show.tables import over_documents, tests_table
+from attnlens.show.tables import in_order, over_documents, tests_table
 from attnlens.show.training_records import number
 from attnlens.show.twins import kinds
 
@@ -52,22 +51,19 @@ def definitions_table(comparison: Comparison) -> pd.DataFrame:
     return rows.loc[rows["estimate"].notna(), columns].reset_index(drop=True)
 
 
-def _by_layer(comparison: Comparison, name: str) -> np.ndarray:
-    """A variable of the headline definition, mean over heads, over the texts of a document: (D, M, L)."""
-    values = comparison.data[name].sel(salience=comparison.salience[0]).mean("head")
-    return document_means(values.transpose("example", "model", "layer").values, comparison.data["document"].values)
-
-
 def _changes(comparison: Comparison, name: str, scale: float) -> pd.DataFrame:
-    """Base, tuned and change of a variable by model and layer, with the change's band, simultaneous over layers."""
-    means = scale * _by_layer(comparison, name)
-    level, frames = over_documents(means), []
-    for index, model in enumerate(comparison.models[1:], start=1):
-        band = simultaneous_band(means[:, index] - means[:, 0], rng=np.random.default_rng(0))
-        columns = {"model": model, "layer": np.arange(1, level.shape[1] + 1), "base": level[0], "tuned": level[index]}
-        columns |= {"estimate": band.estimate, "low": band.low, "high": band.high, "n": band.n}
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+    """Base, tuned and change of a variable by model and layer, with the change's band; empty where it has no test."""
+    rows = in_order(comparison, comparison.tests[comparison.tests["family"] == name])
+    if rows.empty:
+        return rows
+    values = comparison.data[name].sel(salience=comparison.salience[0]).mean("head")
+    by_document = document_means(
+        values.transpose("example", "model", "layer").values, comparison.data["document"].values
+    )
+    level, layer = scale * over_documents(by_document), rows["layer"].to_numpy(int)
+    tuned = level[[comparison.models.index(model) for model in rows["model"]], layer]
+    scaled = {column: scale * rows[column] for column in ("estimate", "low", "high")}
+    return rows.assign(**scaled, layer=1 + layer, base=level[0][layer], tuned=tuned)
 
 
 def controls_table(comparison: Comparison) -> pd.DataFrame:
@@ -78,10 +74,12 @@ def controls_table(comparison: Comparison) -> pd.DataFrame:
     fitted = comparison.provenance.get("salience", {}).get(comparison.salience[0], {}).get("control") == "regression"
     frames = []
     for name, words in SHARES.items():
-        if name in comparison.data:
+        if len(changes := _changes(comparison, name, 100.0)):
             told = EXPLAINED if fitted and words == MATCHED else words
             kind = "null" if name in PLACEBOS else "tuned"
-            frames.append(_changes(comparison, name, 100.0).assign(words=told, kind=kind))
+            frames.append(changes.assign(words=told, kind=kind))
+    if not frames:
+        return pd.DataFrame(columns=["estimate"])
     table = pd.concat(frames, ignore_index=True)
     table = table.assign(filled=(table["low"] > 0) | (table["high"] < 0))
     columns = ["model", "words", "kind", "layer", "base", "tuned", "estimate", "low", "high", "n", "filled"]
@@ -95,9 +93,9 @@ def agreement_table(comparison: Comparison) -> pd.DataFrame:
     """
     frames = []
     for name, score in SCORES.items():
-        if name not in comparison.data:
-            continue
         changes = _changes(comparison, name, 1.0)
+        if changes.empty:
+            continue
         first = changes[changes["model"] == comparison.models[1]]
         base = first.assign(model=comparison.models[0], tuned=first["base"], estimate=np.nan, low=np.nan, high=np.nan)
         tuned = changes.assign(kind=kinds(comparison, changes["model"]))

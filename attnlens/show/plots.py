@@ -192,10 +192,11 @@ def _layer_axis(ax: Axes, layers: int) -> None:
 def weight_bars(table: pd.DataFrame, ax: Axes, *, outside: str = "other") -> Axes:
     """Relative weight change per layer, one bar a model; points on a log axis where the range is wide.
 
-    table: columns model, layer (from 1; 0 = `outside` the layers), relative, floor (percent). A dashed line over a
-    bar's place: what rounding alone makes, where it makes anything.
+    table: columns model, layer (from 1; 0 = `outside` the layers), relative, floor (percent) and, where there are
+    nulls, kind. A dashed line over a bar's place: what rounding alone makes, where it makes anything.
     """
-    names = list(table["model"].unique())
+    found = looks(table)
+    names = list(found)
     places = sorted(table["layer"].unique())
     moved = table.loc[table["relative"] > 0, "relative"]
     moved = pd.concat([moved, table.loc[table["floor"] > 0, "floor"]])
@@ -204,11 +205,12 @@ def weight_bars(table: pd.DataFrame, ax: Axes, *, outside: str = "other") -> Axe
     for index, name in enumerate(names):
         rows = table[table["model"] == name].sort_values("layer")
         x = np.array([places.index(layer) for layer in rows["layer"]]) + width * (index - (len(names) - 1) / 2)
-        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
+        look = found[name]
         if log:
-            ax.plot(x, rows["relative"].where(rows["relative"] > 0), marker, color=hue, markersize=5, label=name)
+            shown = rows["relative"].where(rows["relative"] > 0)
+            ax.plot(x, shown, look.marker, color=look.hue, markersize=5, label=name)
         else:
-            ax.bar(x, rows["relative"], width=0.9 * width, color=hue, label=name)
+            ax.bar(x, rows["relative"], width=0.9 * width, color=look.hue, label=name)
             if len(names) == 1 and len(places) <= 14:
                 for place, value in zip(x, rows["relative"], strict=True):
                     ax.annotate(
@@ -320,15 +322,17 @@ def plane_limits(table: pd.DataFrame) -> tuple[tuple[float, float], tuple[float,
 def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     """Loss over steps: a line for the training batches, markers for held-out data, one hue a model.
 
-    table: columns model, step, loss, heldout_loss (the last may be missing), NaN where not recorded.
+    table: columns model, step, loss, heldout_loss (the last may be missing), NaN where not recorded, and, where there
+    are nulls, kind.
     """
-    for index, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
+    for name, look in looks(table).items():
+        rows, line = table[table["model"] == name], {"color": look.hue, "linewidth": 1.0, "linestyle": look.line}
         trained = rows.dropna(subset="loss") if "loss" in rows else rows.head(0).assign(loss=0.0)
-        ax.plot(trained["step"], trained["loss"], color=hue, linewidth=1.0, marker=marker, markevery=[], label=name)
+        ax.plot(trained["step"], trained["loss"], marker=look.marker, markevery=[], label=name, **line)
         if "heldout_loss" in rows:
             held = rows.dropna(subset="heldout_loss")
-            ax.scatter(held["step"], held["heldout_loss"], s=20, c=hue, marker=marker, linewidths=0, zorder=4)
+            dots = {"s": 20, "c": look.hue, "marker": look.marker, "linewidths": 0, "zorder": 4}
+            ax.scatter(held["step"], held["heldout_loss"], **dots)
     ax.plot([], [], color=QUIET, linewidth=1.0, label="training batches")
     if "heldout_loss" in table:
         ax.scatter([], [], s=20, c=QUIET, marker=MARKERS[0], linewidths=0, label="held-out data")
@@ -338,10 +342,10 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def quality_curves(table: pd.DataFrame, ax: Axes, name: str) -> Axes:
     """Column `name` of held-out quality over steps, one line a model; a perplexity begins at 1, a share ends at 1."""
-    for index, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        hue, marker = HUES[index % len(HUES)], MARKERS[index % len(MARKERS)]
-        known = rows.dropna(subset=name)
-        ax.plot(known["step"], known[name], color=hue, marker=marker, markersize=4.5, linewidth=1.0, label=model)
+    for model, look in looks(table).items():
+        known = table[table["model"] == model].dropna(subset=name)
+        line = {"color": look.hue, "linewidth": 1.0, "linestyle": look.line}
+        ax.plot(known["step"], known[name], marker=look.marker, markersize=4.5, label=model, **line)
     if name == "perplexity":
         ax.set_ylim(bottom=1)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from attnlens.analysis.passages import SHORT, TOP_HEADS
 from attnlens.analysis.results import Comparison
 from attnlens.show import findings
 from attnlens.show.document import document
@@ -108,6 +109,7 @@ def page(comparison: Comparison, directory: Path) -> str:
         "tables": page_tables(comparison),
         "of_text": [name for name in IN_VIEWER if (directory / "figures" / f"{name}.pdf").is_file()],
         "passages": comparison.passages,
+        "maps": {"tokens": SHORT, "heads": TOP_HEADS},
         "causal": is_causal(comparison),
         "island": island(comparison, comparison.passages),
         "groups": _provenance(comparison.provenance),

@@ -18,6 +18,7 @@ from attnlens.show.training_tables import (
     movement_table,
     selection_table,
 )
+from attnlens.show.twins import kinds
 
 DARKER = "The darker, the later the"
 # Of what is drawn by depth: axis label, what is counted, whether the axis is logarithmic.
@@ -44,6 +45,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 def training(comparison: Comparison, table: pd.DataFrame) -> Drawing:
     """Loss over steps, on training and held-out data, and beside it the quality on held-out data."""
     quality = _quality(table)
+    table = table.assign(kind=kinds(comparison, table["model"]))
     right = f" Right: held-out {QUALITIES[quality]}; the best step is the one that is kept." if quality else ""
     caption = (
         "Training of each tuned model. Loss in nats a prediction: line = training batches, pooled over neighbouring "

@@ -11,6 +11,7 @@ from attnlens.analysis.results import Comparison
 from attnlens.show import findings, map_plots, plots
 from attnlens.show.drawing import Drawing, Layout, by_model, labels, map_height, named, of_first_model, panels
 from attnlens.show.tables import circuits_table, shares_layers, weight_layers, weight_modules_table
+from attnlens.show.twins import kinds
 
 SHARED = " The weights are shared by all layers: no part of the change belongs to one layer alone."
 CIRCUITS = {"QK": "QK: where a head looks", "OV": "OV: what it passes on"}
@@ -26,6 +27,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 def weight_change(comparison: Comparison) -> Drawing:
     """Relative weight change per layer, one bar a model."""
     table = weight_layers(comparison)
+    table = table.assign(kind=kinds(comparison, table["model"]))
     shared = shares_layers(comparison)
     # The place outside the layers is drawn only where something moved there, or there is no other.
     outside = table["layer"].isna()

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from attnlens.analysis.inference import beside
 from attnlens.analysis.results import Answer, Comparison, Passage, Rung
 from attnlens.analysis.word_maps import BETWEEN, WordMaps, quantised
 
@@ -236,7 +237,13 @@ def _tests(data: xr.Dataset, tuned: tuple[str, ...], salience: tuple[str, ...]) 
                 row = _row(change.mean(-1).sum(-1), document, 1.96)
                 rows.append(key | {"family": "total", "layer": -1, "head": -1} | row)
     order = ["model", "salience", "family", "layer", "head", "estimate", "low", "high"]
-    return pd.DataFrame(rows)[[*order, "p", "p_adjusted", "p_equivalence", "effect_size", "n", "level"]]
+    found = [pd.DataFrame(rows)]
+    for index, model in enumerate(tuned, start=1) if salience else ():
+        shift = (data.isel(model=index) - data.isel(model=0)).sel(salience=salience[0])
+        bands = beside(shift, document, seed=0)
+        found += [band.assign(model=model, salience=salience[0], level="A") for band in bands]
+    tests = pd.concat(found, ignore_index=True)
+    return tests[[*order, "p", "p_adjusted", "p_equivalence", "effect_size", "n", "level"]]
 
 
 def _weights(rng: np.random.Generator, tuned: tuple[str, ...], scale: float, layers: int) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Every plot is read back from its artists: positions, colours' values, marks; never from pixels."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -223,3 +225,20 @@ def test_a_level_without_an_interval_has_an_axis(high: list[float], top: float):
     assert ax.get_ylim() == pytest.approx((0, top))
     empty = plots.layer_level(table.assign(estimate=np.nan, high=np.nan), Figure().subplots())
     assert empty.get_ylim() == (0, 1)
+
+
+def test_a_null_is_grey_in_bars_and_curves_too(ax):
+    """The hues count the runs that answer: a twin takes none, and its lines are broken."""
+    kind = ["null", "null", "tuned", "tuned"]
+    names = ["twin", "twin", "alf", "alf"]
+    bars = pd.DataFrame({"model": names, "kind": kind, "layer": [1, 2] * 2, "relative": 1.0, "floor": 0.0})
+    plots.weight_bars(bars, ax)
+    colours = [to_hex(patch.get_facecolor()) for patch in ax.patches]
+    assert colours[:2] == [plots.NULL_HUE] * 2 and colours[2:] == [plots.HUES[0]] * 2
+    curves = pd.DataFrame({"model": names, "kind": kind, "step": [1, 2] * 2, "loss": 1.0, "accuracy": 0.5})
+    for draw in (plots.loss_curves, partial(plots.quality_curves, name="accuracy")):
+        ax.clear()
+        draw(curves, ax)
+        twin, real = ax.lines[:2]
+        assert (twin.get_color(), real.get_color()) == (plots.NULL_HUE, plots.HUES[0])
+        assert (twin.get_linestyle(), real.get_linestyle()) == ("--", "-")
