@@ -249,10 +249,18 @@ def test_paper_says_what_is_shown(opened: Page, comparison: Comparison):
     assert opened.locator(".controls").is_hidden()
 
 
-def test_views_work_in_their_frames(opening: Opening, comparison: Comparison, tmp_path):
+# What VS Code allows the page that shows a notebook's outputs, and so every frame within it.
+EDITOR = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'"
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; child-src https: data:"
+)
+
+
+@pytest.mark.parametrize("policy", ["", EDITOR], ids=["notebook", "editor"])
+def test_views_work_in_their_frames(opening: Opening, comparison: Comparison, tmp_path, policy: str):
     """Two in one notebook page, each with its own script and policy."""
     frames = [view(comparison, number)._repr_html_() for number in (0, 1)]
-    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8><title>n</title>{''.join(frames)}")
+    head = f'<meta charset=utf-8><meta http-equiv="Content-Security-Policy" content="{policy}"><title>n</title>'
+    (tmp_path / "notebook.html").write_text(f"<!doctype html>{head}{''.join(frames)}")
     with opening((tmp_path / "notebook.html").as_uri(), viewport={"width": 900, "height": 1000}) as page:
         for number, passage in enumerate((comparison.passages[0], comparison.passages[1])):
             assert passage.maps is not None
@@ -269,5 +277,5 @@ def test_views_work_in_their_frames(opening: Opening, comparison: Comparison, tm
             assert frame.locator("#base-text").inner_text() == "".join(passage.words)
             inside = page.frames[1 + number]
             assert inside.evaluate("document.documentElement.scrollWidth") <= 900
-            policy = re.search(r'Content-Security-Policy" content="([^"]*)"', view(comparison, number).page)
-            assert policy and "script-src 'sha256-" in unescape(policy[1]) and "unsafe" not in policy[1]
+            own = re.search(r'Content-Security-Policy" content="([^"]*)"', view(comparison, number).page)
+            assert own and "script-src 'sha256-" in unescape(own[1]) and "unsafe" not in own[1]
