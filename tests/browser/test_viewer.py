@@ -251,8 +251,6 @@ def test_paper_says_what_is_shown(opened: Page, comparison: Comparison):
 
 # What VS Code allows the page that shows a notebook's outputs, and so every frame within it.
 EDITOR = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'"
-    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; child-src https: data:"
-)
 
 
 @pytest.mark.parametrize("policy", ["", EDITOR], ids=["notebook", "editor"])
