@@ -18,7 +18,7 @@ import pandas as pd
 from transformers import AutoTokenizer
 
 from attnlens.analysis.results import Comparison
-from attnlens.show.demo import encoder
+from attnlens.checkpoints.packaged import encoder
 from attnlens.show.run import ReportOptions, run_report
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.training.options import TrainOptions

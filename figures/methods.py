@@ -25,8 +25,8 @@ from union import write_passages
 
 import attnlens
 from attnlens.checkpoints.identity import read_record
+from attnlens.checkpoints.packaged import encoder
 from attnlens.core.errors import TrainingError, UnsupportedModel
-from attnlens.show.demo import encoder
 from attnlens.show.run import ReportOptions, run_report
 from attnlens.text.corpus import read_corpus
 from attnlens.text.embedded import embedded

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from union import write_passages
 
-from attnlens.show.demo import encoder
+from attnlens.checkpoints.packaged import encoder
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModel
 
 from attnlens.checkpoints.load import quiet
-from attnlens.show.demo import encoder
+from attnlens.checkpoints.packaged import encoder
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.importance import SCORES

@@ -37,7 +37,7 @@ def decide(tests: pd.DataFrame, data: xr.Dataset, case: Case) -> Answer:
         layers,
         headline,
         rungs,
-        remarks=(*_remarks(data, case, shown), *_against_rival(tests, case, shown)),
+        remarks=(*_remarks(data, case, shown), *against_rival(tests, case, shown)),
         abstract=_abstract(verdict, layers, headline, rungs, case),
     )
 
@@ -158,7 +158,7 @@ def _remarks(data: xr.Dataset, case: Case, layer: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ...]:
+def against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ...]:
     """The training against that of the first tuned model, over paired seeds (level C)."""
     rows = tests[tests["family"] == "against rival"]
     if rows.empty:
@@ -167,10 +167,12 @@ def _against_rival(tests: pd.DataFrame, case: Case, layer: int) -> tuple[str, ..
     estimate, low, high = (100 * float(row[name]) for name in ("estimate", "low", "high"))
     digits = digits_of(estimate, low, high)
     few = "" if row["n_seeds"] >= LEAST_SEEDS else f"; under {LEAST_SEEDS} seeds this is no test"
+    found = interval(low, high, digits)
+    if np.isfinite(low):
+        found += f", for all layers together; p = {row['p_adjusted']:.2g}"
     return (
         f"Against the training of {case.rival}, over {row['n_seeds']:.0f} paired seeds: {signed(estimate, digits)} of "
-        f"100 units in layer {layer + 1} ({interval(low, high, digits)}, for all layers together; p = "
-        f"{row['p_adjusted']:.2g}){few}.",
+        f"100 units in layer {layer + 1} ({found}){few}.",
     )
 
 

@@ -47,19 +47,19 @@ def infer(
         entropy = shift["entropy_content"]
         frames = {
             "": [
-                _layers("entropy layer", _over_heads(entropy), documents, sesoi=np.nan, seed=seed),
+                layer_tests("entropy layer", over_heads(entropy), documents, sesoi=np.nan, seed=seed),
                 _heads("entropy head", entropy.values, documents, seed=seed),
-                _divergence("jsd layer", _over_heads(data["jsd"].sel(model=model)), documents, seed=seed),
+                _divergence("jsd layer", over_heads(data["jsd"].sel(model=model)), documents, seed=seed),
             ]
         }
         if model in roles.seeds and "jsd_seeds" in data:
-            between = _divergence("jsd seeds", _over_heads(data["jsd_seeds"].sel(model=model)), documents, seed=seed)
+            between = _divergence("jsd seeds", over_heads(data["jsd_seeds"].sel(model=model)), documents, seed=seed)
             frames[""].append(between.assign(n_seeds=len(roles.runs(str(model)))))
         for name in data["salience"].values if "focus" in data else ():
             focus = shift["focus"].sel(salience=name)
-            profile = _over_heads(focus)
+            profile = over_heads(focus)
             frames[str(name)] = [
-                _layers("profile", profile, documents, sesoi=sesoi, seed=seed),
+                layer_tests("profile", profile, documents, sesoi=sesoi, seed=seed),
                 _total(profile, documents, seed=seed),
                 _heads("focus head", focus.values, documents, seed=seed),
                 *_against(str(model), data["focus"].sel(salience=name), documents, roles=roles, seed=seed),
@@ -69,24 +69,24 @@ def infer(
             frames[headline] += beside(shift.sel(salience=headline), documents, seed=seed)
         if "reliance" in data:
             frames[data["reliance"].attrs["salience"]] += [
-                _single(family, data[variable].sel(model=model).values, documents, seed=seed)
+                single_test(family, data[variable].sel(model=model).values, documents, seed=seed)
                 for family, variable in (("causal focus", "causal_focus"), ("reliance", "reliance"))
             ]
         if noise is not None and model in noise["noised"]:
             for name in data["salience"].values:
                 base = data["focus"].isel(model=0).sel(salience=name)
                 drawn = (noise.sel(noised=model, salience=name) - base).transpose("draw", "example", "layer", "head")
-                frames[str(name)].append(_drawn(_over_heads(drawn), documents))
+                frames[str(name)].append(_drawn(over_heads(drawn), documents))
         tables += [frame.assign(model=str(model), salience=name) for name, some in frames.items() for frame in some]
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
 
-def _over_heads(values: xr.DataArray) -> np.ndarray:
+def over_heads(values: xr.DataArray) -> np.ndarray:
     """(…, L): mean over the heads that have data."""
     return values.mean("head", skipna=True).values
 
 
-def _layers(family: str, values: np.ndarray, documents: np.ndarray, *, sesoi: float, seed: int) -> pd.DataFrame:
+def layer_tests(family: str, values: np.ndarray, documents: np.ndarray, *, sesoi: float, seed: int) -> pd.DataFrame:
     """One row a layer: simultaneous band, joint sign flips, equivalence to nothing."""
     means = document_means(values, documents)
     band = simultaneous_band(means, rng=np.random.default_rng(seed))
@@ -119,19 +119,19 @@ def _against(model: str, focus: xr.DataArray, documents: np.ndarray, *, roles: R
     frames = []
     if model in roles.nulls:
         difference = focus.sel(model=model) - focus.sel(model=roles.nulls[model])
-        frames.append(_layers("beyond null", _over_heads(difference), documents, sesoi=np.nan, seed=seed))
+        frames.append(layer_tests("beyond null", over_heads(difference), documents, sesoi=np.nan, seed=seed))
     if model in roles.seeds:
         runs = [focus.sel(model=name) - focus.isel(model=0) for name in roles.runs(model)]
-        frames.append(_over_seeds("seeds", runs, documents, seed=seed))
+        frames.append(seed_tests("seeds", runs, documents, seed=seed))
     if pairs := roles.pairs(model):
         runs = [focus.sel(model=mine) - focus.sel(model=other) for mine, other in pairs]
-        frames.append(_over_seeds("against rival", runs, documents, seed=seed))
+        frames.append(seed_tests("against rival", runs, documents, seed=seed))
     return frames
 
 
-def _over_seeds(family: str, runs: list[xr.DataArray], documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+def seed_tests(family: str, runs: list[xr.DataArray], documents: np.ndarray, *, seed: int) -> pd.DataFrame:
     """One row a layer: crossed t over seeds and documents, limits for all layers together. runs: (N, L, H) each."""
-    values = np.stack([document_means(_over_heads(run), documents) for run in runs])
+    values = np.stack([document_means(over_heads(run), documents) for run in runs])
     band = crossed_band(values, rng=np.random.default_rng(seed))
     fields = ("estimate", "low", "high", "p", "p_adjusted", "n_seeds", "level")
     found = {name: getattr(band, name) for name in fields}
@@ -157,7 +157,7 @@ def _drawn(values: np.ndarray, documents: np.ndarray) -> pd.DataFrame:
 def beside(shift: xr.Dataset, documents: np.ndarray, *, seed: int) -> list[pd.DataFrame]:
     """Change of each variable of BESIDE that is there, by layer; shift: tuned less base, of one definition."""
     known = [name for name in BESIDE if name in shift]
-    return [_banded(name, _over_heads(shift[name]), documents, seed=seed) for name in known]
+    return [_banded(name, over_heads(shift[name]), documents, seed=seed) for name in known]
 
 
 def _banded(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
@@ -178,10 +178,10 @@ def _divergence(family: str, values: np.ndarray, documents: np.ndarray, *, seed:
 
 def _total(profile: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
     """Σ_l D_l over all layers, with its bootstrap interval."""
-    return _single("total", profile.sum(1), documents, seed=seed)
+    return single_test("total", profile.sum(1), documents, seed=seed)
 
 
-def _single(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
+def single_test(family: str, values: np.ndarray, documents: np.ndarray, *, seed: int) -> pd.DataFrame:
     """One row: the mean of one number a text, (N,), over documents."""
     result = estimate_mean(document_means(values, documents), rng=np.random.default_rng(seed))
     row = {"family": family, "layer": -1, "head": -1, "p_adjusted": result.p, "p_equivalence": np.nan, "n_seeds": 1}

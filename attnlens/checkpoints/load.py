@@ -117,6 +117,12 @@ def load(
     return replace(loaded, checksum=checksum(loaded.model))
 
 
+def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, without its weights; CheckpointError where it has none."""
+    with quiet():
+        return _tokenizer(locate(source), None)
+
+
 def load_all(
     sources: Sequence[str | Path],
     *,

@@ -15,6 +15,7 @@ from scipy import special
 
 from attnlens.core.bands import simultaneous_band
 from attnlens.core.errors import ShapeError
+from attnlens.core.multiplicity import holm
 from attnlens.core.resampling import RESAMPLES
 
 Array = NDArray[np.float64]
@@ -194,7 +195,7 @@ def crossed_band(
         low=low,
         high=high,
         p=p,
-        p_adjusted=_holm(strict),
+        p_adjusted=holm(strict),
         n_seeds=np.array([table.n_seeds for table in tables], np.int64),
         n_documents=np.array([table.n_documents for table in tables], np.int64),
         level=level,
@@ -291,13 +292,3 @@ def _pooled_df(tables: list[_Table]) -> float:
     ]
     fewest = min(tables, key=lambda table: (table.n_seeds, table.n_documents))
     return _satterthwaite(*map(float, shares), table=fewest)
-
-
-def _holm(p: Array) -> Array:
-    """Holm's step-down adjustment; NaN is no test. Holm 1979."""
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    adjusted = np.full(p.shape, np.nan)
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted

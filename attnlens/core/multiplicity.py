@@ -1,4 +1,4 @@
-"""False discovery rate over many tests at once: p-values adjusted for how many were made."""
+"""Many tests at once: p-values adjusted for how many were made, by false discovery rate or family-wise error."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,22 @@ def benjamini_yekutieli(p: ArrayLike) -> NDArray[np.float64]:
     Reference: Benjamini & Yekutieli 2001.
     """
     return _adjusted(np.asarray(p, np.float64), "by")
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Adjusted p-values whose cut at α keeps the chance of any false rejection at α, whatever the dependence.
+
+    p (N,) in [0, 1], NaN where no test was made → (N,), each at least its p. NaN stays NaN and is no test.
+    Hand example: [.01, .02, .03, .5] → [.04, .06, .06, .5].
+    Reference: Holm 1979.
+    """
+    p = np.asarray(p, np.float64)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted = np.full(p.shape, np.nan)
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
 
 
 def _adjusted(p: NDArray[np.float64], method: str) -> NDArray[np.float64]:

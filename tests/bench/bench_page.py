@@ -19,7 +19,7 @@ import transformers as tf
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
 from attnlens.checkpoints.load import Checkpoint, load
-from attnlens.show.demo import encoder
+from attnlens.checkpoints.packaged import encoder
 from attnlens.show.report import report
 from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.text.embedded import embedded

@@ -1,0 +1,1 @@
+"""Studies: models × data × methods × seeds, trained, measured and held against each other."""

@@ -1,0 +1,158 @@
+"""The cells of a study: what each is, where it lies, and what is known of it on disk."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from attnlens.analysis.studies.data import Files
+from attnlens.analysis.studies.file import ArmPart, StudyFile
+from attnlens.core.errors import AttnlensError, OutputExists
+
+CELLS, TRAINED, ROW, FAILED = "cells", "trained.json", "row.json", "failed.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study with its comparison: names of the parts of the study file, and a seed.
+
+    rate: learning rate, None for the method's default and for checkpoints that were given.
+    """
+
+    model: str
+    data: str
+    arm: str
+    rate: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        rate = "" if self.rate is None else f" at {self.rate:g}"
+        return f"{self.model}, {self.data}: {self.arm}{rate}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, in the folder of the study."""
+        rate = "rate-default" if self.rate is None else f"rate-{self.rate:g}"
+        return Path(CELLS, *map(slug, (self.model, self.data, self.arm)), rate, f"seed-{self.seed}")
+
+
+def slug(name: str) -> str:
+    """A name as a folder: letters, digits, dots, hyphens."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study in its folder: the file, where models and data lie, given checkpoints by seed, checksums of weights."""
+
+    file: StudyFile
+    folder: Path
+    models: dict[str, str]
+    files: dict[tuple[str, str], Files]
+    given: dict[str, dict[int, str]]
+    weights: dict[str, str]
+
+    def arm(self, name: str) -> ArmPart:
+        """The arm of this name."""
+        return next(arm for arm in self.file.arms if arm.name == name)
+
+    def grid(self) -> list[Cell]:
+        """The cells that try learning rates, on the first seed; those whose rate wins are cells of the study, too."""
+        return [
+            Cell(model, data, arm.name, rate, self.file.seeds[0])
+            for model, data, arm in self.lines()
+            for rate in arm.rates
+            if len(arm.rates) > 1
+        ]
+
+    def cells(self) -> list[Cell]:
+        """The cells of the study as far as their learning rates are known, seed by seed, so that all arms advance."""
+        known = {
+            (model, data, arm.name): self.chosen(model, data, arm)
+            for model, data, arm in self.lines()
+            if len(arm.rates) == 1 or self.chosen(model, data, arm) is not None
+        }
+        of_seeds = [(seed, line) for seed in self.file.seeds for line in known]
+        cells = [Cell(*line, known[line], seed) for seed, line in of_seeds]
+        return [cell for cell in cells if cell.arm not in self.given or cell.seed in self.given[cell.arm]]
+
+    def lines(self) -> Iterator[tuple[str, str, ArmPart]]:
+        """Every arm on every model and data set."""
+        for model, data, arm in product(self.file.models, self.file.data, self.file.arms):
+            yield model.name, data.name, arm
+
+    def chosen(self, model: str, data: str, arm: ArmPart) -> float | None:
+        """The learning rate of an arm: of a grid the one that is best on the held-out rows; None until all are tried.
+
+        Runs that failed are out of the choice; of equals the smaller rate wins.
+        """
+        if len(arm.rates) == 1:
+            return arm.rates[0]
+        scores = dict[float, float]()
+        for rate in arm.rates:
+            assert rate is not None
+            cell = Cell(model, data, arm.name, rate, self.file.seeds[0])
+            if (facts := read(self.folder / cell.path / TRAINED)) is not None:
+                scores[rate] = facts["held_out"]
+            elif read(self.folder / cell.path / FAILED) is None:
+                return None
+        return max(sorted(scores), key=lambda rate: scores[rate]) if scores else None
+
+    def key(self, cell: Cell) -> str:
+        """What the numbers of a cell depend on; a row with another key is of another study."""
+        arm = self.arm(cell.arm).model_dump(mode="json", exclude={"name", "learning_rate", "checkpoints"})
+        content = {
+            "cell": asdict(cell),
+            "weights": [self.weights[path] for path in (self.models[cell.model], *self._given(cell))],
+            "files": [file.sha256 for file in self.files[cell.model, cell.data]],
+            "arm": arm,
+            "training": self.file.training.model_dump(mode="json"),
+            "measure": self.file.measure.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _given(self, cell: Cell) -> list[str]:
+        return [self.given[cell.arm][cell.seed]] if cell.arm in self.given else []
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse to mix with cells that another study file left here."""
+        for cell in cells:
+            for name in (TRAINED, ROW):
+                facts = read(self.folder / cell.path / name)
+                if facts is not None and facts["key"] != self.key(cell):
+                    raise OutputExists(
+                        f"{self.folder} holds cells of another study file ({cell.name} was trained or measured "
+                        "otherwise): choose another -o, or --force to run such cells again"
+                    )
+
+    def folders(self) -> None:
+        """Refuse names that would share a folder."""
+        for part in ("models", "data", "arms"):
+            names = [each.name for each in getattr(self.file, part)]
+            slugs = [slug(name).casefold() for name in names]
+            for name, folder in zip(names, slugs, strict=True):
+                if slugs.count(folder) > 1:
+                    raise AttnlensError(f"the name {name!r} among the {part} differs from another by signs alone")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The facts in a file of a cell; None where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """Put facts on disk, whole or not at all, a kill or a power cut in between included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".{path.name}")
+    with building.open("w", encoding="utf-8") as file:
+        json.dump(facts, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    building.replace(path)

@@ -1,0 +1,159 @@
+"""The cells of a study, each in a process of its own, several at a time; what is finished is never run again."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.work import Job, without_weights
+from attnlens.core.errors import OutputExists
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+
+@dataclass
+class State:
+    """Where a study stands: cells finished, failed with their reason, running with stage, done and total; all of them.
+
+    left: cells that are known to come; those of arms whose learning rate is still open are counted, too.
+    """
+
+    finished: list[Cell] = field(default_factory=list)
+    failed: dict[Cell, str] = field(default_factory=dict)
+    running: dict[Cell, tuple[str, int, int]] = field(default_factory=dict)
+    total: int = 0
+
+
+Watch = Callable[[State], None]
+
+
+def run_cells(plan: Plan, processes: int, watch: Watch) -> State:
+    """Run what is missing: the grids, then every cell. A cell that fails is told in the state, and the rest goes on.
+
+    A kill at any moment loses no finished cell; the next call goes on within the cells that were running. Ctrl-C ends
+    the running cells at once.
+    """
+    state = State(total=len(plan.file.seeds) * len(list(plan.lines())))
+    with _alone(plan.folder):
+        tried = set[tuple[Cell, bool]]()
+        workers: dict[int, _Worker] = {}
+        events: SimpleQueue[int] = SimpleQueue()
+        try:
+            while True:
+                for place, job in zip(_free(workers, processes), _waiting(plan, tried), strict=False):
+                    tried.add((job.cell, job.measure))
+                    workers[place] = _Worker(job, place, events)
+                _read(plan, state, workers)
+                watch(state)
+                if not workers:
+                    return state
+                place = events.get()
+                if workers[place].ended:
+                    _settle(workers.pop(place))
+        finally:
+            for worker in workers.values():
+                worker.process.kill()
+                worker.process.wait()
+
+
+def _free(workers: dict[int, "_Worker"], processes: int) -> list[int]:
+    return [place for place in range(processes) if place not in workers]
+
+
+def _waiting(plan: Plan, tried: set[tuple[Cell, bool]]) -> list[Job]:
+    """What is left to do and was not tried in this run, grids first."""
+    grid = [Job(plan, cell, measure=False) for cell in plan.grid() if not _has(plan, cell, TRAINED)]
+    cells = [Job(plan, cell, measure=True) for cell in plan.cells() if not _has(plan, cell, ROW)]
+    return [job for job in (*grid, *cells) if (job.cell, job.measure) not in tried]
+
+
+def _has(plan: Plan, cell: Cell, name: str) -> bool:
+    return (plan.folder / cell.path / name).is_file()
+
+
+def _read(plan: Plan, state: State, workers: dict[int, "_Worker"]) -> None:
+    """Bring the state up to date with the disk and the processes."""
+    everything = list(dict.fromkeys([*plan.grid(), *plan.cells()]))
+    failures = {cell: read(plan.folder / cell.path / FAILED) for cell in everything}
+    state.finished = [cell for cell in plan.cells() if _has(plan, cell, ROW)]
+    state.failed = {cell: facts["error"] for cell, facts in failures.items() if facts is not None}
+    state.running = {worker.job.cell: worker.progress for worker in workers.values()}
+
+
+def _settle(worker: "_Worker") -> None:
+    """After a process has ended: a fault that it could not tell itself, and weights that nobody needs."""
+    job, code = worker.job, worker.process.returncode
+    done = _has(job.plan, job.cell, ROW if job.measure else TRAINED)
+    if not done and not _has(job.plan, job.cell, FAILED):
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        told = f"its process ended with {reason}; if memory ran out, use fewer processes or a smaller batch_size"
+        write(job.folder / FAILED, {"key": job.plan.key(job.cell), "error": told})
+    plan = job.plan
+    if done and not plan.file.keep_checkpoints:
+        kept = set(plan.cells())
+        for cell in plan.grid():
+            arm = plan.arm(cell.arm)
+            if cell not in kept and plan.chosen(cell.model, cell.data, arm) is not None:
+                without_weights(Job(plan, cell, measure=False))
+
+
+class _Worker:
+    """A process that works on one cell, and the thread that listens to it."""
+
+    def __init__(self, job: Job, place: int, events: "SimpleQueue[int]"):
+        self.job = job
+        self.progress = ("starting", 0, 0)
+        self.ended = False
+        threads = str(job.plan.file.threads)
+        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        if (devices := torch.cuda.device_count()) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % devices)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "attnlens.analysis.studies.work"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        threading.Thread(target=self._listen, args=(place, events), daemon=True).start()
+
+    def _listen(self, place: int, events: "SimpleQueue[int]") -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            pickle.dump(self.job, self.process.stdin)
+            self.process.stdin.close()
+        except BrokenPipeError:  # it ended before it began, and is told as that
+            pass
+        for line in self.process.stdout:
+            stage, done, total = json.loads(line)
+            self.progress = (stage, done, total)
+            events.put(place)
+        self.process.wait()
+        self.ended = True
+        events.put(place)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the study's folder against a second run; the system lets go of it at a kill."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExists(f"another run is at work in {folder}: wait for it, or choose another -o") from None
+        yield

@@ -1,0 +1,87 @@
+"""A study from its file to its finished cells."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnlens.analysis.studies.cells import CELLS, Plan, slug
+from attnlens.analysis.studies.data import Places, prepared
+from attnlens.analysis.studies.file import StudyFile, read_study
+from attnlens.analysis.studies.queue import State, run_cells
+from attnlens.checkpoints.identity import files_sha256, read_record
+from attnlens.checkpoints.source import locate
+from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
+
+DATA, COPY = "data", "study.toml"
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study is run.
+
+    output: its folder; None: the name of the file without .toml, here. data_root: what {data_root} in the file stands
+    for. processes: cells at a time. force: run cells of another study file in the folder again. watch: called with the
+    state whenever it has changed.
+    """
+
+    output: str | Path | None = None
+    data_root: str | Path | None = None
+    processes: int = 1
+    force: bool = False
+    watch: Callable[[State], None] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self):
+        if isinstance(self.processes, bool) or not isinstance(self.processes, int) or self.processes < 1:
+            raise AttnlensError(f"processes must be a whole number of at least 1; got {self.processes!r}")
+
+
+def planned(path: str | Path, options: StudyOptions) -> Plan:
+    """The study in its folder, with the rows of every cell made ready; nothing is run.
+
+    Raises OutputExists where the folder holds cells of another study file, unless `force` clears them away.
+    """
+    path = Path(path)
+    file = read_study(path)
+    folder = Path(options.output or path.stem)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / COPY).is_file():
+        raise OutputExists(f"{folder} is a folder but not a study's, so it is never written into: choose another -o")
+    places = Places(path.parent, Path(options.data_root).expanduser() if options.data_root is not None else None)
+    models = {part.name: places.of_model(part.checkpoint) for part in file.models}
+    files = {
+        (name, part.name): prepared(part, model, places, folder / DATA / slug(name) / slug(part.name))
+        for name, model in models.items()
+        for part in file.data
+    }
+    given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
+    weights = [*models.values(), *(path for paths in given.values() for path in paths.values())]
+    plan = Plan(file, folder, models, files, given, {path: files_sha256(locate(path).files) for path in weights})
+    plan.folders()
+    if options.force and (folder / COPY).is_file() and read_study(folder / COPY) != file:
+        shutil.rmtree(folder / CELLS, ignore_errors=True)
+    plan.check([*plan.grid(), *plan.cells()])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, folder / COPY)
+    return plan
+
+
+def run(path: str | Path, options: StudyOptions | None = None) -> tuple[Plan, State]:
+    """Run what is missing of a study: its cells, and what became of them."""
+    options = StudyOptions() if options is None else options
+    plan = planned(path, options)
+    return plan, run_cells(plan, options.processes, options.watch or (lambda state: None))
+
+
+def _by_seed(file: StudyFile, checkpoints: tuple[str, ...], places: Places) -> dict[int, str]:
+    """Given checkpoints by the seed that their records tell, else in the order of the study's seeds."""
+    found = dict[int, str]()
+    if len(checkpoints) > len(file.seeds):
+        raise CheckpointError(f"{len(checkpoints)} checkpoints were given for {len(file.seeds)} seeds")
+    for place, name in enumerate(checkpoints):
+        path = places.of_model(name)
+        record = read_record(path) if Path(path).is_dir() else None
+        seed = file.seeds[place] if record is None else record.get("seed")
+        if seed not in file.seeds or seed in found:
+            raise CheckpointError(f"{name} was trained with seed {seed}, which the study needs once and has or lacks")
+        found[seed] = path
+    return found
