@@ -186,7 +186,8 @@ def _main() -> int:
     def progress(stage: str, done: int, total: int) -> None:
         if time.monotonic() - last[0] > WATCHED or done == total:
             last[0] = time.monotonic()
-            print(json.dumps([stage, done, total]), file=lines, flush=True)
+            lines.write(f"{json.dumps([stage, done, total])}\n")
+            lines.flush()
 
     try:
         carry_out(job, progress)
