@@ -29,16 +29,15 @@ def benjamini_yekutieli(p: ArrayLike) -> NDArray[np.float64]:
 def holm(p: ArrayLike) -> NDArray[np.float64]:
     """Adjusted p-values whose cut at α keeps the chance of any false rejection at α, whatever the dependence.
 
-    p (N,) in [0, 1], NaN where no test was made → (N,), each at least its p. NaN stays NaN and is no test.
+    p (*) in [0, 1], NaN where no test was made → (*), each at least its p. NaN stays NaN and is no test.
     Hand example: [.01, .02, .03, .5] → [.04, .06, .06, .5].
     Reference: Holm 1979.
     """
     p = np.asarray(p, np.float64)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
+    order = np.argsort(p, axis=None)[: np.count_nonzero(~np.isnan(p))]  # NaN are last
     adjusted = np.full(p.shape, np.nan)
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    steps = p.flat[order] * np.arange(len(order), 0, -1)
+    adjusted.flat[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
 

@@ -21,14 +21,21 @@ def labelled(corpus: Corpus, labels: tuple[str, ...]) -> Corpus:
 
 
 def windowed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Corpus:
-    """Every text cut to at most `tokens` tokens, special ones included, around its first own span.
+    """Every text cut to at most `tokens` of its tokens, special ones included, around its first own span.
 
+    A word that is cut may come to other tokens when the piece is read alone; max_length cuts off what that adds.
     Own spans are those with the row's label, all of them where none has it; a text without spans keeps its beginning.
-    Spans are cut with their text.
+    Spans are cut with their text. Raises CorpusError for prompts, completions and conversations, which are one piece.
     """
     room = tokens - tokenizer.num_special_tokens_to_add()
     if room < 1:
         raise CorpusError(f"a window of {tokens} tokens leaves no room for text beside the special tokens")
+    whole = [example.id for example in corpus if example.completion is not None or example.messages]
+    if whole:
+        raise CorpusError(
+            f"a window cuts plain texts, but {len(whole)} of {len(corpus)} rows of {corpus.name} are prompts with "
+            f"completions or conversations (first: id {whole[0]!r}): leave window out"
+        )
     return replace(corpus, examples=tuple(_window(example, tokenizer, room) for example in corpus))
 
 

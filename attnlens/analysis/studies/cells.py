@@ -14,7 +14,7 @@ from attnlens.analysis.studies.data import Files
 from attnlens.analysis.studies.file import ArmPart, StudyFile
 from attnlens.core.errors import AttnlensError, OutputExists
 
-CELLS, TRAINED, ROW, FAILED = "cells", "trained.json", "row.json", "failed.json"
+CELLS, BEGUN, TRAINED, ROW, FAILED = "cells", "begun.json", "trained.json", "row.json", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,25 @@ class Plan:
             if len(arm.rates) == 1 or self.chosen(model, data, arm) is not None
         }
         of_seeds = [(seed, line) for seed in self.file.seeds for line in known]
-        cells = [Cell(*line, known[line], seed) for seed, line in of_seeds]
-        return [cell for cell in cells if cell.arm not in self.given or cell.seed in self.given[cell.arm]]
+        return [Cell(*line, known[line], seed) for seed, line in of_seeds if seed in self.seeds_of(line[2])]
+
+    def possible(self) -> list[Cell]:
+        """Every cell that may become one of the study's, whatever learning rates are chosen."""
+        return [
+            Cell(model, data, arm.name, rate, seed)
+            for model, data, arm in self.lines()
+            for rate in arm.rates
+            for seed in self.seeds_of(arm.name)
+        ]
+
+    def seeds_of(self, arm: str) -> Sequence[int]:
+        """All seeds of the study; of checkpoints that were given those at hand."""
+        return [seed for seed in self.file.seeds if arm not in self.given or seed in self.given[arm]]
+
+    @property
+    def size(self) -> int:
+        """How many cells the study has, those with a learning rate that is still open included."""
+        return sum(len(self.seeds_of(arm.name)) for _, _, arm in self.lines())
 
     def lines(self) -> Iterator[tuple[str, str, ArmPart]]:
         """Every arm on every model and data set."""
@@ -123,14 +140,20 @@ class Plan:
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse to mix with cells that another study file left here."""
+        for cell in self.strange(cells):
+            raise OutputExists(
+                f"{self.folder} holds cells of another study file, or of other data ({cell.name} was trained or "
+                "measured otherwise): choose another -o, or --force to run such cells again"
+            )
+
+    def strange(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those of which something lies here that was begun, trained or measured otherwise."""
+        found = []
         for cell in cells:
-            for name in (TRAINED, ROW):
-                facts = read(self.folder / cell.path / name)
-                if facts is not None and facts["key"] != self.key(cell):
-                    raise OutputExists(
-                        f"{self.folder} holds cells of another study file ({cell.name} was trained or measured "
-                        "otherwise): choose another -o, or --force to run such cells again"
-                    )
+            facts = [read(self.folder / cell.path / name) for name in (BEGUN, TRAINED, ROW)]
+            if any(fact is not None and fact["key"] != self.key(cell) for fact in facts):
+                found.append(cell)
+        return found
 
     def folders(self) -> None:
         """Refuse names that would share a folder."""

@@ -13,6 +13,7 @@ from attnlens.core.errors import AttnlensError, CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.text.windows import commonest, labelled, windowed
+from attnlens.training.split import CLASSIFICATION, task_of
 
 OURS, ENCODER, ROOT = "attnlens:", "all-MiniLM-L6-v2", "{data_root}"
 
@@ -61,15 +62,18 @@ class Places:
         return path if path.is_absolute() else self.beside / path
 
 
-def prepared(part: DataPart, model: str, places: Places, folder: Path) -> Files:
+def prepared(part: DataPart, model: str, places: Places, folder: Path, *, task: str | None = None) -> Files:
     """Training and test file of a data set for a model; rewritten in `folder` where rows are chosen or cut.
 
-    Labels are chosen on the training rows, for both files. A test row with a label that no training row has is an
-    error, for no model could name it.
+    Labels are chosen on the training rows, for both files. task: what was asked for. Where labels are to be told apart,
+    a test row with a label that no training row has is an error, for no model could name it.
     """
     train, test = (read_corpus(places.of_data(name), columns=part.columns) for name in (part.train, part.test))
     if train.checksum == test.checksum:
         raise CorpusError(f"{part.name}: the test data are the training data, so nothing would be tested")
+    if part.labels is None and task_of(train, task) == CLASSIFICATION:
+        if strange := sorted({str(example.label) for example in test} - set(train.labels)):
+            raise CorpusError(f"{part.name}: no training row has the label {strange[0]!r}, which test rows have")
     if part.labels is None and part.window is None and part.limit is None and part.columns is None:
         paths = [places.of_data(name) for name in (part.train, part.test)]
         return Files(*(File(path, corpus_checksum(path)) for path in paths))

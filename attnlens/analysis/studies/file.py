@@ -7,14 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from attnlens.core.errors import AttnlensError
+from attnlens.core.errors import AttnlensError, UnknownName
 from attnlens.training.methods import METHODS, method_named
 from attnlens.training.options import TrainOptions
 
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise UnknownName.among("fine-tuning method", name, METHODS)
+    return name
+
+
+def _rates(value: object) -> object:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} stands there twice")
+    return values
+
+
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rates = Annotated[tuple[Positive, ...], BeforeValidator(_rates), Field(min_length=1), AfterValidator(_each_once)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), AfterValidator(_each_once)]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^/\\\x00-\x1f]+$")]
 # What an arm may set of the methods' own options.
 OPTIONS = (
@@ -23,10 +42,18 @@ OPTIONS = (
 )
 
 
+class _Misplaced(ValueError):
+    """A fault that only the whole file shows, with the entry that is to be changed."""
+
+    def __init__(self, told: str, place: tuple[str | int, ...]):
+        super().__init__(told)
+        self.place = place
+
+
 class Part(BaseModel):
     """A table of the file: no entry but those named, and no value bent into shape."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelPart(Part):
@@ -87,9 +114,9 @@ class ArmPart(Part):
     """
 
     name: Name
-    method: str | None = None
+    method: Annotated[str, AfterValidator(_method)] | None = None
     checkpoints: tuple[str, ...] = ()
-    learning_rate: Positive | tuple[Positive, ...] | None = None
+    learning_rate: Rates | None = None
     twin: bool = False
     k: Count | None = None
     layers: tuple[int, ...] | None = None
@@ -105,7 +132,7 @@ class ArmPart(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ArmPart":
-        """Trained here or there already; of a method that exists, with options that it knows."""
+        """Trained here or there already; with options that its method knows."""
         if (self.method is None) == (not self.checkpoints):
             raise ValueError("give a method, or checkpoints that are trained already")
         if self.method is None and (self.twin or self.learning_rate or self.settings):
@@ -122,8 +149,7 @@ class ArmPart(Part):
     @property
     def rates(self) -> tuple[float | None, ...]:
         """The learning rates to try; None is the method's default."""
-        rate = self.learning_rate
-        return rate if isinstance(rate, tuple) else (rate,)
+        return self.learning_rate or (None,)
 
 
 class StudyFile(Part):
@@ -136,7 +162,7 @@ class StudyFile(Part):
     """
 
     title: str
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+    seeds: Seeds
     reference: str | None = None
     margin: Positive = 0.01
     threads: Count = 1
@@ -150,16 +176,14 @@ class StudyFile(Part):
     @model_validator(mode="after")
     def _names(self) -> "StudyFile":
         """Names are said once, and the reference is an arm."""
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice among the seeds")
         for part in ("models", "data", "arms"):
             names = [each.name for each in getattr(self, part)]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"the name {twice[0]!r} stands twice among the {part}")
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise _Misplaced(f"{name!r} stands twice among the {part}", (part, number, "name"))
         if self.reference is not None and self.reference not in [arm.name for arm in self.arms]:
-            near = difflib.get_close_matches(self.reference, [arm.name for arm in self.arms], n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"reference = {self.reference!r} is no arm{hint}")
+            told = UnknownName.among("arm", self.reference, [arm.name for arm in self.arms])
+            raise _Misplaced(str(told), ("reference",))
         return self
 
     @property
@@ -177,11 +201,24 @@ def read_study(path: str | Path) -> StudyFile:
     except tomllib.TOMLDecodeError as error:
         raise AttnlensError(f"{path} is no TOML: {error}") from error
     try:
-        return StudyFile.model_validate(values)
+        return StudyFile.model_validate(_frozen(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = tuple(part for part in first["loc"] if isinstance(part, int) or part not in ("float", "function-after"))
+        # A name that is not known comes first: what is missing is often that name, rightly spelled.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        inner = first.get("ctx", {}).get("error")
+        place = inner.place if isinstance(inner, _Misplaced) else first["loc"]
         raise AttnlensError(f"{path}, {_where(text, place)}: {_told(first, place)}") from error
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as the tuples that the parts hold."""
+    if isinstance(value, dict):
+        return {name: _frozen(each) for name, each in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _told(fault: Any, place: Sequence[str | int]) -> str:
@@ -192,10 +229,12 @@ def _told(fault: Any, place: Sequence[str | int]) -> str:
         return f"{name!r} is not known here" + (f": did you mean {near[0]!r}?" if near else "")
     if fault["type"] == "missing":
         return f"{name!r} is missing"
-    if isinstance(inner := fault.get("ctx", {}).get("error"), ValueError):
-        return str(inner).rstrip(".")
     entry = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
-    return f"{entry}: {fault['msg'][0].lower()}{fault['msg'][1:]}; got {fault['input']!r}"
+    if isinstance(inner := fault.get("ctx", {}).get("error"), ValueError):
+        told = str(inner).rstrip(".")
+        return f"{entry}: {told}" if place and place[-1] == entry else told
+    message = (fault["msg"][0].lower() + fault["msg"][1:]).replace("tuple", "list")
+    return f"{entry}: {message}; got {_listed(fault['input'])!r}"
 
 
 def _known(place: Sequence[str | int]) -> list[str]:

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CorpusError, TrainingError
-from attnlens.text.corpus import Corpus, Example
+from attnlens.text.corpus import Corpus
+from attnlens.training.language import language_rows
+from attnlens.training.losses import IGNORED
 from attnlens.training.split import CLASSIFICATION, LANGUAGE
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ def judge(
 ) -> Judgement:
     """A checkpoint that `attnlens.finetune` trained, on `corpus`. record: its training record, for task and labels.
 
-    Texts are cut at max_length tokens, as in training. Raises TrainingError for tasks without one such number a text.
+    A classifier reads the first max_length tokens of a text, a language model predicts what it would learn from the
+    text: all tokens but the first, of prompt and completion and of conversations what is answered. Raises TrainingError for tasks without one such number a text.
     """
     task = record.get("task")
     if task == CLASSIFICATION:
@@ -55,7 +56,8 @@ def _classified(
     if strange:
         raise CorpusError(f"{corpus.name} has labels that were never trained: {', '.join(strange[:5])}")
     truth = np.array([labels.index(str(example.label)) for example in corpus])
-    ids = [_ids(checkpoint, example, max_length)[0] for example in corpus]
+    cutting: dict[str, Any] = {"truncation": True, "max_length": max_length}
+    ids: Any = checkpoint.tokenizer([example.text for example in corpus], **cutting)["input_ids"]
     found = np.empty(len(ids), int)
     for numbers, logits in _logits(checkpoint, ids, batch_size):
         found[numbers] = logits.argmax(-1).cpu().numpy()
@@ -66,27 +68,19 @@ def _classified(
 
 
 def _predicted(checkpoint: Checkpoint, corpus: Corpus, max_length: int, batch_size: int) -> Judgement:
-    pairs = [_ids(checkpoint, example, max_length) for example in corpus]
-    sums, counts = np.zeros(len(pairs)), np.zeros(len(pairs))
-    for numbers, logits in _logits(checkpoint, [ids for ids, _ in pairs], batch_size):
-        for row, number in enumerate(numbers):
-            ids, first = pairs[number]
-            wanted = torch.tensor(ids[max(first, 1) :], device=logits.device)
-            given = logits[row, max(first, 1) - 1 : len(ids) - 1].double()
-            sums[number], counts[number] = float(cross_entropy(given, wanted, reduction="sum")), len(wanted)
-    values = np.divide(sums, counts, out=np.full(len(pairs), np.nan), where=counts > 0)
+    made = [language_rows(checkpoint.tokenizer, example, max_length)[0] for example in corpus]
+    rows = [(owner, row["input_ids"], row["labels"]) for owner, some in enumerate(made) for row in some]
+    sums, counts = np.zeros((2, len(made)))
+    for numbers, logits in _logits(checkpoint, [ids for _, ids, _ in rows], batch_size):
+        for given, number in zip(logits, numbers, strict=True):
+            owner, _, labels = rows[number]
+            wanted = torch.tensor(labels[1:], device=logits.device)
+            loss = cross_entropy(given[: len(wanted)].double(), wanted, ignore_index=IGNORED, reduction="sum")
+            sums[owner] += float(loss)
+            counts[owner] += int((wanted != IGNORED).sum())
+    values = np.divide(sums, counts, out=np.full(len(made), np.nan), where=counts > 0)
     loss = float(sums.sum() / counts.sum()) if counts.any() else float("nan")
     return Judgement("loss", False, values, {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))})
-
-
-def _ids(checkpoint: Checkpoint, example: Example, max_length: int) -> tuple[list[int], int]:
-    """Token ids of the text, cut; and the place of the first token of its completion, 0 where all is one."""
-    encoded = checkpoint.tokenizer(example.text, truncation=True, max_length=max_length, verbose=False)
-    ids: list[int] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
-    if example.completion is None:
-        return ids, 0
-    place = encoded.char_to_token(example.completion)
-    return ids, len(ids) if place is None else place
 
 
 @torch.inference_mode()

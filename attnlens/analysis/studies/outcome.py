@@ -76,8 +76,7 @@ def outcome(plan: Plan, failed: dict[Cell, str] | None = None) -> StudyOutcome:
             for name, table in found.items():
                 tables[name].append(table.assign(model=model.name, data=data.name))
     whole = {name: pd.concat(some, ignore_index=True) if some else pd.DataFrame() for name, some in tables.items()}
-    planned = len(plan.file.seeds) * len(list(plan.lines()))
-    return StudyOutcome(plan, cells, **whole, answers=answers, failed=dict(failed or {}), planned=planned)
+    return StudyOutcome(plan, cells, **whole, answers=answers, failed=dict(failed or {}), planned=plan.size)
 
 
 def _of_line(plan: Plan, rows: dict[Cell, dict[str, Any]], cells: pd.DataFrame) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 import torch
 
-from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import CELLS, FAILED, ROW, TRAINED, Cell, Plan, read, write
 from attnlens.analysis.studies.work import Job, without_weights
 from attnlens.core.errors import OutputExists
 
@@ -26,9 +26,9 @@ except ImportError:  # Windows has no such lock
 
 @dataclass
 class State:
-    """Where a study stands: cells finished, failed with their reason, running with stage, done and total; all of them.
+    """Where a study stands: cells finished, failed with their reason, running with stage, done and total.
 
-    left: cells that are known to come; those of arms whose learning rate is still open are counted, too.
+    total: all cells; those of arms whose learning rate is still open are counted, too.
     """
 
     finished: list[Cell] = field(default_factory=list)
@@ -46,8 +46,11 @@ def run_cells(plan: Plan, processes: int, watch: Watch) -> State:
     A kill at any moment loses no finished cell; the next call goes on within the cells that were running. Ctrl-C ends
     the running cells at once.
     """
-    state = State(total=len(plan.file.seeds) * len(list(plan.lines())))
+    state = State(total=plan.size)
     with _alone(plan.folder):
+        # What failed is tried again; a grid is not decided before.
+        for path in plan.folder.glob(f"{CELLS}/**/{FAILED}"):
+            path.unlink()
         tried = set[tuple[Cell, bool]]()
         workers: dict[int, _Worker] = {}
         events: SimpleQueue[int] = SimpleQueue()
@@ -122,7 +125,7 @@ class _Worker:
         if (devices := torch.cuda.device_count()) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % devices)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "attnlens.analysis.studies.work"],
+            [sys.executable, "-m", "attnlens.analysis.studies.work", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

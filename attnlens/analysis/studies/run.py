@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnlens.analysis.studies.cells import CELLS, Plan, slug
+from attnlens.analysis.studies.cells import Plan, slug
 from attnlens.analysis.studies.data import Places, prepared
 from attnlens.analysis.studies.file import StudyFile, read_study
 from attnlens.analysis.studies.queue import State, run_cells
@@ -21,8 +21,8 @@ class StudyOptions:
     """How a study is run.
 
     output: its folder; None: the name of the file without .toml, here. data_root: what {data_root} in the file stands
-    for. processes: cells at a time. force: run cells of another study file in the folder again. watch: called with the
-    state whenever it has changed.
+    for. processes: cells at a time. force: run the cells in the folder that were trained or measured otherwise again.
+    watch: called with the state whenever it has changed.
     """
 
     output: str | Path | None = None
@@ -48,19 +48,25 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
         raise OutputExists(f"{folder} is a folder but not a study's, so it is never written into: choose another -o")
     places = Places(path.parent, Path(options.data_root).expanduser() if options.data_root is not None else None)
     models = {part.name: places.of_model(part.checkpoint) for part in file.models}
+    given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
+    paths = [*models.values(), *(path for some in given.values() for path in some.values())]
+    weights = {path: files_sha256(locate(path).files) for path in paths}
+    if not (folder / COPY).is_file():  # from here on it is the study's, though a fault in the data may end this
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / COPY)
     files = {
-        (name, part.name): prepared(part, model, places, folder / DATA / slug(name) / slug(part.name))
+        (name, part.name): prepared(
+            part, model, places, folder / DATA / slug(name) / slug(part.name), task=file.training.task
+        )
         for name, model in models.items()
         for part in file.data
     }
-    given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
-    weights = [*models.values(), *(path for paths in given.values() for path in paths.values())]
-    plan = Plan(file, folder, models, files, given, {path: files_sha256(locate(path).files) for path in weights})
+    plan = Plan(file, folder, models, files, given, weights)
     plan.folders()
-    if options.force and (folder / COPY).is_file() and read_study(folder / COPY) != file:
-        shutil.rmtree(folder / CELLS, ignore_errors=True)
-    plan.check([*plan.grid(), *plan.cells()])
-    folder.mkdir(parents=True, exist_ok=True)
+    if options.force:
+        for cell in plan.strange(plan.possible()):
+            shutil.rmtree(folder / cell.path)
+    plan.check(plan.possible())
     shutil.copyfile(path, folder / COPY)
     return plan
 
@@ -82,6 +88,7 @@ def _by_seed(file: StudyFile, checkpoints: tuple[str, ...], places: Places) -> d
         record = read_record(path) if Path(path).is_dir() else None
         seed = file.seeds[place] if record is None else record.get("seed")
         if seed not in file.seeds or seed in found:
-            raise CheckpointError(f"{name} was trained with seed {seed}, which the study needs once and has or lacks")
+            fault = "another checkpoint of its arm has" if seed in found else "is none of the study's"
+            raise CheckpointError(f"{name} was trained with seed {seed}, which {fault}")
         found[seed] = path
     return found

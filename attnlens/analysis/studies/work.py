@@ -18,11 +18,10 @@ import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
-from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import BEGUN, FAILED, ROW, TRAINED, Cell, Plan, read, write
 from attnlens.analysis.studies.judge import judge
 from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.load import Checkpoint, load_all
-from attnlens.text.chat import rendered
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
@@ -56,7 +55,8 @@ class Job:
     @property
     def is_trained(self) -> bool:
         """Whether nothing is left to train."""
-        return read(self.folder / TRAINED) is not None and (self.twin is None or self.twin.is_dir())
+        there = self.checkpoint.is_dir() and (self.twin is None or self.twin.is_dir())
+        return there and read(self.folder / TRAINED) is not None
 
     @property
     def checkpoint(self) -> Path:
@@ -67,7 +67,7 @@ class Job:
 
 def carry_out(job: Job, progress: Progress) -> None:
     """Do what is missing of a cell: training, then measuring; each leaves its file when it is whole."""
-    (job.folder / FAILED).unlink(missing_ok=True)
+    write(job.folder / BEGUN, {"key": job.plan.key(job.cell)})
     if job.cell.arm not in job.plan.given and not job.is_trained:
         _train(job, progress)
     if job.measure and read(job.folder / ROW) is None:
@@ -104,7 +104,7 @@ def _measure(job: Job, progress: Progress) -> None:
     sources = [plan.models[cell.model], job.checkpoint, *([job.twin] if job.twin is not None else [])]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = load_all(sources, names=(cell.model, cell.arm, TWIN)[: len(sources)], device=device)
-    train, test = (rendered(read_corpus(file.path), models[0].tokenizer) for file in plan.files[cell.model, cell.data])
+    train, test = (read_corpus(file.path) for file in plan.files[cell.model, cell.data])
     facts = [_judged(model, test, source, job, index) for index, (model, source) in _tuned(models, sources)]
     comparison = compare(
         models[0],
@@ -174,10 +174,10 @@ def _headline(comparison: Comparison, arm: str, salience: str) -> dict[str, Any]
 
 
 def _main() -> int:
-    """Work on the job that comes through stdin; progress goes to stdout, a line each."""
+    """Work on the job that comes through stdin; progress goes to stdout, a line each. Argument: the study's process."""
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     job: Job = pickle.load(sys.stdin.buffer)  # of our own parent, through a pipe
     torch.set_num_threads(job.plan.file.threads)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # What a library prints must not mix with the lines that the study reads.
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -200,7 +200,10 @@ def _main() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the study's has ended, however: two must never work on one cell."""
+    """End this process when the study's has ended, however: two must never work on one cell.
+
+    The study may end while this process still imports: so it says itself who it is.
+    """
     while os.getppid() == parent:
         time.sleep(WATCHED)
     os._exit(1)
