@@ -125,18 +125,16 @@ class Plan:
     def key(self, cell: Cell) -> str:
         """What the numbers of a cell depend on; a row with another key is of another study."""
         arm = self.arm(cell.arm).model_dump(mode="json", exclude={"name", "learning_rate", "checkpoints"})
+        given = [self.given[cell.arm][cell.seed]] if cell.arm in self.given else []
         content = {
             "cell": asdict(cell),
-            "weights": [self.weights[path] for path in (self.models[cell.model], *self._given(cell))],
+            "weights": [self.weights[path] for path in (self.models[cell.model], *given)],
             "files": [file.sha256 for file in self.files[cell.model, cell.data]],
             "arm": arm,
             "training": self.file.training.model_dump(mode="json"),
             "measure": self.file.measure.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def _given(self, cell: Cell) -> list[str]:
-        return [self.given[cell.arm][cell.seed]] if cell.arm in self.given else []
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse to mix with cells that another study file left here."""

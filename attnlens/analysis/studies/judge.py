@@ -38,8 +38,9 @@ def judge(
 ) -> Judgement:
     """A checkpoint that `attnlens.finetune` trained, on `corpus`. record: its training record, for task and labels.
 
-    A classifier reads the first max_length tokens of a text, a language model predicts what it would learn from the
-    text: all tokens but the first, of prompt and completion and of conversations what is answered. Raises TrainingError for tasks without one such number a text.
+    A classifier reads the first max_length tokens of a text. A language model predicts what it would learn from the
+    text: all tokens but the first, of prompt and completion and of conversations what is answered. Raises TrainingError
+    for tasks without one such number a text.
     """
     task = record.get("task")
     if task == CLASSIFICATION:

@@ -108,7 +108,7 @@ def ranks(values: Values, order: Sequence[str]) -> pd.DataFrame:
     """One row an arm and seed: its rank among the arms, 1 the best, of the seeds that all arms have.
 
     columns arm, seed, rank, agreement: Kendall's W over these seeds, 1 = the same order in each, 0 = no order at all;
-    NaN below two seeds or three arms.
+    NaN below two seeds or three arms, and where all arms are equal in all seeds.
     """
     arms = [name for name in order if name in values.of]
     seeds = [seed for seed in values.of[arms[0]] if all(seed in values.of[arm] for arm in arms)] if arms else []
@@ -117,7 +117,7 @@ def ranks(values: Values, order: Sequence[str]) -> pd.DataFrame:
     scores = np.array([[np.nanmean(values.of[arm][seed]) for seed in seeds] for arm in arms])
     found = np.stack([rankdata(-column if values.higher else column) for column in scores.T], axis=1)
     agreement = np.nan
-    if len(seeds) > 1 and len(arms) > 2:
+    if len(seeds) > 1 and len(arms) > 2 and np.ptp(found) > 0:
         agreement = float(friedmanchisquare(*found).statistic) / (len(seeds) * (len(arms) - 1))
     rows = [(arm, seed, found[i, j]) for i, arm in enumerate(arms) for j, seed in enumerate(seeds)]
     return pd.DataFrame(rows, columns=["arm", "seed", "rank"]).assign(agreement=agreement)
