@@ -33,6 +33,8 @@ _HOMES = {
     "report": "show.report",
     "view": "show.view",
     "run_report": "show.run",
+    "StudyOptions": "analysis.studies.run",
+    "study": "show.study",
     "RedrawOptions": "show.redraw",
     "redraw": "show.redraw",
 }

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from attnlens.cli import demo, diff, figures, finetune, info, report
+from attnlens.cli import demo, diff, figures, finetune, info, report, study
 from attnlens.core.errors import AttnlensError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="What fine-tuning did to a transformer's attention and layers, and whether the change is real.",
 )
-for command in (demo.demo, finetune.finetune, report.report, diff.diff, figures.figures, info.info):
+for command in (demo.demo, finetune.finetune, report.report, diff.diff, study.study, figures.figures, info.info):
     app.command()(command)
 
 

@@ -14,6 +14,7 @@ from attnlens.show import (
     head_figures,
     layer_figures,
     method_figures,
+    study_figures,
     training_figures,
     weight_figures,
     word_figures,
@@ -34,7 +35,7 @@ MODULES = (
     training_figures,
     method_figures,
 )
-PICTURES = {name: picture for module in MODULES for name, picture in module.PICTURES.items()}
+PICTURES = {name: picture for module in (*MODULES, study_figures) for name, picture in module.PICTURES.items()}
 SECTIONS = ("layers", "heads", "words", "weights", "training")
 FORMATS = ("pdf", "svg", "png")
 

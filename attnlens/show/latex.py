@@ -48,10 +48,26 @@ def caption(drawing: Drawing) -> str:
     )
 
 
-def booktabs(name: str, caption: str, columns: Mapping[str, Sequence[str]], *, words: Collection[str] = ()) -> str:
-    """A table environment with rules of the booktabs package. columns: title → cells, as text; `words`: set left."""
+def booktabs(
+    name: str,
+    caption: str,
+    columns: Mapping[str, Sequence[str]],
+    *,
+    words: Collection[str] = (),
+    bold: Collection[tuple[int, str]] = (),
+) -> str:
+    """A table environment with rules of the booktabs package.
+
+    columns: title → cells, as text. words: titles of columns set left. bold: cells by row, from 0, and title.
+    """
     places = "".join("l" if title in words else "r" for title in columns)
-    rows = [" & ".join(map(escape, row)) for row in zip(*columns.values(), strict=True)]
+    cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [
+        " & ".join(
+            f"\\textbf{{{escape(text)}}}" if (number, title) in bold else escape(text) for title, text in row.items()
+        )
+        for number, row in enumerate(cells)
+    ]
     rows = [f"{{}}{row}" if row.startswith(("[", "*")) else row for row in rows]  # else an argument of the break before
     return "\n".join(
         [

@@ -10,14 +10,19 @@ from typing import Any
 import pandas as pd
 
 from attnlens.analysis.results import NAMES, Comparison, open_comparison
+from attnlens.analysis.studies.run import COPY
 from attnlens.core.errors import AttnlensError, OutputExists, UnknownName
+from attnlens.show import study_figures
 from attnlens.show.drawing import Drawing
 from attnlens.show.figures import FORMATS, PICTURES, figure_set, write_figure
 from attnlens.show.files import write
 from attnlens.show.venues import venue
 
 RECORD = "figures.json"
-WORDS = (*NAMES, "part", "piece", "unit", "place", "definition", "words", "measure", "method", "quality")  # no numbers
+WORDS = (  # columns of names, no numbers
+    *(*NAMES, "part", "piece", "unit", "place", "definition", "words", "measure", "method", "quality"),
+    *("verdict", "reference", "line"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Redrawn:
 def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redrawn:
     """Draw the figures of the comparison in `directory`, each with its numbers and its caption beside it.
 
-    directory: of a report or a saved comparison; or the CSV of one figure, which is all that it takes to draw it. A
-    folder that holds something else raises OutputExists; figures that were drawn there before are replaced.
+    directory: of a report, a saved comparison or a study; or the CSV of one figure, which is all that it takes to draw
+    it. A folder that holds something else raises OutputExists; figures that were drawn there before are replaced.
     """
     options = RedrawOptions() if options is None else options
     place = venue(options.venue)
@@ -57,8 +62,7 @@ def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redra
             raise UnknownName.among("format", ending, FORMATS)
     source = Path(directory)
     alone = source.suffix == ".csv"
-    found = [_from_csv(source, options.names)] if alone else figure_set(renamed(open_comparison(source), options.names))
-    drawings = _chosen(found, options.only)
+    drawings = _chosen([_from_csv(source, options.names)] if alone else _of_folder(source, options.names), options.only)
     folder = Path(options.output or (source.parent if alone else source) / f"figures-{place.name}")
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file: needed the name of a folder, choose another -o DIR")
@@ -72,6 +76,17 @@ def redraw(directory: str | Path, options: RedrawOptions | None = None) -> Redra
         for drawing in drawings
     }
     return Redrawn(folder, written)
+
+
+def _of_folder(source: Path, names: Sequence[str]) -> list[Drawing]:
+    """The figures of a comparison, or of a study, which are drawn from their numbers as they lie."""
+    if not (source / COPY).is_file():
+        return figure_set(renamed(open_comparison(source), names))
+    tables = [source / "figures" / f"{name}.csv" for name in study_figures.PICTURES]
+    found = [_from_csv(path, names) for path in tables if path.is_file()]
+    if not found:
+        raise AttnlensError(f"{source} is a study without figures: run attnlens study first")
+    return found
 
 
 def _from_csv(path: Path, names: Sequence[str]) -> Drawing:

@@ -92,7 +92,7 @@ def report(comparison: Comparison, directory: str | Path) -> Path:
 
 def page(comparison: Comparison, directory: Path) -> str:
     """The report as one HTML text that asks the network for nothing; `directory` holds its saved figures."""
-    figures = {d.name: _figure(d, directory) for d in figure_set(comparison) if d.name not in IN_VIEWER}
+    figures = {d.name: shown_figure(d, directory) for d in figure_set(comparison) if d.name not in IN_VIEWER}
     works = cited(comparison, figures)
     content = {
         "base": comparison.models[0],
@@ -165,8 +165,11 @@ def split_sentence(text: str) -> tuple[str, str]:
     return (text, "") if end < 0 else (text[: end + 1], text[end + 2 :])
 
 
-def _figure(drawing: Drawing, directory: Path) -> dict[str, str]:
-    """The drawing for a wide and a narrow window; one of very many marks in pixels, so that the page stays small."""
+def shown_figure(drawing: Drawing, directory: Path) -> dict[str, str]:
+    """The drawing for a wide and a narrow window; one of very many marks in pixels, so that the page stays small.
+
+    The wide one is taken from the files of `directory`.
+    """
 
     def uri(kind: str, content: bytes) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -37,14 +37,16 @@ class Estimate:
     """What a run would take. Bytes and seconds are expected ones, and those of a method that chooses blocks at most.
 
     parameters: in training at a `steady` time and at their `peak` (in probes, if those train), as in the record's
-    accounting. memory: bytes of `weights`, their `gradients`, what the `optimizer` keeps, the `activations` of the
-    longest batch, and the `peak` of all. seconds: of a `step`, of all `training` steps, of `evaluation`, and in `all`.
+    accounting. heldout: rows that every evaluation reads. memory: bytes of `weights`, their `gradients`, what the
+    `optimizer` keeps, the `activations` of the longest batch, and the `peak` of all. seconds: of a `step`, of all
+    `training` steps, of `evaluation`, and in `all`.
     """
 
     base: str
     method: str
     steps: int
     evaluations: int
+    heldout: int
     batch_size: int
     parameters: dict[str, Any]
     memory: dict[str, int]
@@ -63,7 +65,7 @@ class Estimate:
             f"{self.base} by {self.method!r}: an estimate; nothing was trained or written\n"
             f"trains: {trained}\n"
             f"memory: about {gigabytes['peak']} GB at the peak ({parts})\n"
-            f"time: about {_duration(self.seconds['all'])} on {self.device}: {self.steps} steps of "
+            f"time: about {duration(self.seconds['all'])} on {self.device}: {self.steps} steps of "
             f"{self.batch_size} rows at {self.seconds['step']:.2g} s, {self.evaluations} evaluations"
         )
 
@@ -121,6 +123,7 @@ def _estimated(job: Job) -> Estimate:
         method=job.method.name,
         steps=steps,
         evaluations=evaluations,
+        heldout=len(job.work.heldout),
         batch_size=job.options.batch_size * job.options.accumulation,
         parameters={"total": steady["total"], "steady": steady["peak"], "peak": peak["peak"]},
         memory={**memory, "peak": sum(memory.values())},
@@ -212,7 +215,8 @@ def _share(part: dict[str, Any]) -> str:
     return f"{100 * part['of_total']:.1f} %{blocks}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -55,6 +55,8 @@ def arms_quality(values: Values, order: Sequence[str], reference: str, margin: f
         mean = crossed_t(np.stack(list(runs.values()))) if runs else None
         row = {"arm": arm, "seeds": len(runs), "unit": values.unit, "higher": values.higher}
         row |= _numbers(mean, ("quality", "low", "high"))
+        if values.unit == "accuracy":  # no share lies outside 0 and 1
+            row |= {"low": np.maximum(row["low"], 0.0), "high": np.minimum(row["high"], 1.0)}
         row["documents"] = 0 if mean is None else mean.n_documents
         against = paired(values.of, arm, reference) if arm != reference else None
         row |= _numbers(against, ("difference", "difference_low", "difference_high"))

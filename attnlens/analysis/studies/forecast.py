@@ -1,0 +1,78 @@
+"""What a study would take, before anything is trained: from a few real steps of every arm that are thrown away."""
+
+from dataclasses import dataclass
+
+import torch
+
+from attnlens.analysis.studies.cells import ROW, TRAINED, Cell, Plan
+from attnlens.training.estimate import Estimate, estimate
+from attnlens.training.options import TrainOptions
+
+# A comparison reads each text about twice as dearly as a plain pass, and the base, too (tests/bench/bench_compare.py).
+PASSES = 2.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm on one model and data set: cells that are left, seconds of one, bytes of memory at its peak."""
+
+    model: str
+    data: str
+    arm: str
+    cells: int
+    seconds: float
+    memory: int
+
+
+def forecast(plan: Plan) -> list[Line]:
+    """A line for every arm with cells that are left; nothing is trained or written.
+
+    Seconds hold for one process alone on this machine, with the threads that the study gives a cell.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.file.threads)
+    try:
+        return _lines(plan)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _lines(plan: Plan) -> list[Line]:
+    lines = []
+    for model, data, arm in plan.lines():
+        left = len(_left(plan, model, data, arm.name))
+        if not left:
+            continue
+        if arm.method is None:
+            lines.append(Line(model, data, arm.name, left, 0.0, 0))
+            continue
+        shared = plan.file.training.model_dump()
+        options = TrainOptions(**shared, **arm.settings, learning_rate=arm.rates[0])
+        files = plan.files[model, data]
+        found = estimate(
+            plan.models[model], files.train.path, method=arm.method, seed=plan.file.seeds[0], options=options
+        )
+        runs = 2 if arm.twin else 1
+        measured = _measured(found, plan, runs)
+        seconds = runs * found.seconds["all"] + measured
+        lines.append(Line(model, data, arm.name, left, seconds, found.memory["peak"]))
+    return lines
+
+
+def _left(plan: Plan, model: str, data: str, arm: str) -> list[Cell]:
+    """Cells to be run; while a grid is open, its runs count as cells, too."""
+    part = plan.arm(arm)
+    seeds = plan.given[arm] if arm in plan.given else plan.file.seeds
+    rate = plan.chosen(model, data, part)
+    cells = [Cell(model, data, arm, rate, seed) for seed in seeds]
+    left = [cell for cell in cells if not (plan.folder / cell.path / ROW).is_file()]
+    tried = [cell for cell in plan.grid() if (cell.model, cell.data, cell.arm) == (model, data, arm)]
+    open_runs = [cell for cell in tried if not (plan.folder / cell.path / TRAINED).is_file()]
+    return left + open_runs[1:]  # one of the grid's runs is the first seed's
+
+
+def _measured(found: Estimate, plan: Plan, runs: int) -> float:
+    """Seconds of judging and comparing, from those of an evaluation of the held-out rows."""
+    rows = plan.file.measure.limit or 0
+    each = found.seconds["evaluation"] / max(1, found.evaluations) / max(1, found.heldout)
+    return each * (rows * PASSES * (1 + runs) + runs * rows)
