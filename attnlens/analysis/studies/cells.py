@@ -145,10 +145,10 @@ class Plan:
             )
 
     def strange(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those of which something lies here that was begun, trained or measured otherwise."""
+        """Those that lie here trained or measured otherwise."""
         found = []
         for cell in cells:
-            facts = [read(self.folder / cell.path / name) for name in (BEGUN, TRAINED, ROW)]
+            facts = [read(self.folder / cell.path / name) for name in (TRAINED, ROW)]
             if any(fact is not None and fact["key"] != self.key(cell) for fact in facts):
                 found.append(cell)
         return found

@@ -34,7 +34,9 @@ class Focus:
     """
 
     salience: str = ""
-    profiles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["arm", "family", "layer"]))
+    profiles: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["arm", "family", "layer", "estimate", "low", "high"])
+    )
     totals: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
 

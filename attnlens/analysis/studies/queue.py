@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -69,7 +69,7 @@ def run_cells(plan: Plan, processes: int, watch: Watch) -> State:
         finally:
             for worker in workers.values():
                 worker.process.kill()
-                worker.process.wait()
+                worker.listener.join()
 
 
 def _free(workers: dict[int, "_Worker"], processes: int) -> list[int]:
@@ -125,26 +125,24 @@ class _Worker:
         if (devices := torch.cuda.device_count()) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % devices)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "attnlens.analysis.studies.work", str(os.getpid())],
+            [sys.executable, "-m", "attnlens.analysis.studies.process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        threading.Thread(target=self._listen, args=(place, events), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(place, events), daemon=True)
+        self.listener.start()
 
     def _listen(self, place: int, events: "SimpleQueue[int]") -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            pickle.dump(self.job, self.process.stdin)
-            self.process.stdin.close()
-        except BrokenPipeError:  # it ended before it began, and is told as that
-            pass
-        for line in self.process.stdout:
-            stage, done, total = json.loads(line)
-            self.progress = (stage, done, total)
-            events.put(place)
-        self.process.wait()
+        with self.process:
+            with suppress(BrokenPipeError), self.process.stdin:  # it ended before it began, and is told as that
+                pickle.dump(self.job, self.process.stdin)
+            for line in self.process.stdout:
+                stage, done, total = json.loads(line)
+                self.progress = (stage, done, total)
+                events.put(place)
         self.ended = True
         events.put(place)
 

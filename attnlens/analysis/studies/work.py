@@ -1,13 +1,6 @@
-"""One cell of a study: train, judge on test texts, compare with the base, keep its row. Run as a process of its own."""
+"""One cell of a study: train, judge on test texts, compare with the base, keep its row."""
 
-import json
-import os
-import pickle
 import shutil
-import sys
-import threading
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +11,7 @@ import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
-from attnlens.analysis.studies.cells import BEGUN, FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan, read, write
 from attnlens.analysis.studies.judge import judge
 from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.load import Checkpoint, load_all
@@ -29,7 +22,6 @@ from attnlens.training.twin import twin_path
 
 CHECKPOINT, COMPARISON, TEXTS = "tuned.ckpt", "comparison", "texts.npz"
 TWIN = "shuffled twin"
-WATCHED = 1.0  # seconds between two looks at whether the study still runs
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,8 +58,14 @@ class Job:
 
 
 def carry_out(job: Job, progress: Progress) -> None:
-    """Do what is missing of a cell: training, then measuring; each leaves its file when it is whole."""
-    write(job.folder / BEGUN, {"key": job.plan.key(job.cell)})
+    """Do what is missing of a cell: training, then measuring; each leaves its file when it is whole.
+
+    What was begun for another study file, and not finished, is cleared away: training could not go on from it.
+    """
+    key = {"key": job.plan.key(job.cell)}
+    if read(job.folder / BEGUN) not in (None, key):
+        shutil.rmtree(job.folder)
+    write(job.folder / BEGUN, key)
     if job.cell.arm not in job.plan.given and not job.is_trained:
         _train(job, progress)
     if job.measure and read(job.folder / ROW) is None:
@@ -173,47 +171,7 @@ def _headline(comparison: Comparison, arm: str, salience: str) -> dict[str, Any]
     return {"verdict": answer.verdict, **numbers, "rungs": {rung.number: rung.status for rung in answer.rungs}}
 
 
-def _main() -> int:
-    """Work on the job that comes through stdin; progress goes to stdout, a line each. Argument: the study's process."""
-    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
-    job: Job = pickle.load(sys.stdin.buffer)  # of our own parent, through a pipe
-    torch.set_num_threads(job.plan.file.threads)
-    # What a library prints must not mix with the lines that the study reads.
-    lines = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    last = [0.0]
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if time.monotonic() - last[0] > WATCHED or done == total:
-            last[0] = time.monotonic()
-            lines.write(f"{json.dumps([stage, done, total])}\n")
-            lines.flush()
-
-    try:
-        carry_out(job, progress)
-    except Exception as error:  # one cell's fault is not the study's
-        told = " ".join(str(error).split()) or type(error).__name__
-        facts = {"key": job.plan.key(job.cell), "error": told, "traceback": traceback.format_exc().splitlines()}
-        write(job.folder / FAILED, facts)
-        return 1
-    return 0
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the study's has ended, however: two must never work on one cell.
-
-    The study may end while this process still imports: so it says itself who it is.
-    """
-    while os.getppid() == parent:
-        time.sleep(WATCHED)
-    os._exit(1)
-
-
 def without_weights(job: Job) -> None:
     """Remove the weights of a cell whose learning rate did not win."""
     for path in (job.checkpoint, twin_path(job.checkpoint)):
         shutil.rmtree(path, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
