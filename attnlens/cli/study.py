@@ -77,7 +77,7 @@ def _watching() -> Iterator[Any]:
         for name, what in ended:
             if name not in told:
                 told.add(name)
-                terminal.announce(f"{len(state.finished)} of {state.total} · {name}: {what}")
+                terminal.announce(f"{len(told)} of {state.total} · {name}: {what}")
 
     try:
         if not terminal.stderr.is_terminal:

@@ -278,9 +278,8 @@ def few_seeds(outcome: StudyOutcome) -> str:
     seeds = len(outcome.plan.file.seeds)
     if seeds >= LEAST_SEEDS:
         return ""
-    return (
-        f"{seeds} seeds: too few for a claim about a method; it takes {LEAST_SEEDS}. Read the numbers as a first look."
-    )
+    count = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return f"{count}: too few for a claim about a method; it takes {LEAST_SEEDS}. Read the numbers as a first look."
 
 
 def edges(outcome: StudyOutcome) -> str:

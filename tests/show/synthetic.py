@@ -38,12 +38,13 @@ def make_comparison(
     base: str = "all-MiniLM-L6-v2",
     shape: tuple[int, int] = (6, 12),
     older: bool = False,
+    seed: int = 0,
 ) -> Comparison:
     """A comparison of `base` with each of `tuned`; `scale` 0 makes them identical.
 
     shape: layers and heads. older: without divergences, received attention, heads' products, floors and histories.
     """
-    rng, extra = np.random.default_rng(7), np.random.default_rng(11)
+    rng, extra = np.random.default_rng(7 + seed), np.random.default_rng(11 + seed)
     models = (base, *tuned)
     data = _data(rng, models, salience, scale, shape)
     if not older:
@@ -337,7 +338,7 @@ def _provenance(models: tuple[str, ...]) -> dict[str, Any]:
             for index, name in enumerate(models)
         ],
         "data": {"name": "evaluation.jsonl", "sha256": "ab" * 32, "texts": TEXTS, "documents": DOCUMENTS},
-        "salience": {"spans": {"match_rate": 0.7431, "marked_words": 412.0}},
+        "salience": {"spans": {"match_rate": 0.7431, "marked_words": 412.0, "control": "matched"}},
         "options": {"limit": 200, "max_length": 512, "seed": 0, "sesoi": 0.02},
         "rows": "content",
         "rounding": None,
