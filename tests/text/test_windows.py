@@ -83,6 +83,12 @@ def test_spans_outside_are_gone_and_those_that_touch_are_cut(words: PreTrainedTo
     ]
 
 
+def test_a_span_that_only_touches_the_window_is_gone(words: PreTrainedTokenizerBase):
+    before, inside, behind = Span(6, 9, "x"), Span(12, 14, "mine"), Span(17, 20, "y")  # with the blanks between words
+    row = Example(TEN, "1", "1", "mine", (before, inside, behind))
+    assert windowed(corpus(row), words, 5).examples[0].spans == (Span(3, 5, "mine"),)
+
+
 def test_short_texts_are_untouched(words: PreTrainedTokenizerBase):
     short = example("a0 b1  c2 ", ("b1", "x"))
     assert windowed(corpus(short), words, 5).examples == (short,)
