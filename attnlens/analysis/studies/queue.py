@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -135,15 +135,13 @@ class _Worker:
 
     def _listen(self, place: int, events: "SimpleQueue[int]") -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            pickle.dump(self.job, self.process.stdin)
-            self.process.stdin.close()
-        except BrokenPipeError:  # it ended before it began, and is told as that
-            pass
-        for line in self.process.stdout:
-            stage, done, total = json.loads(line)
-            self.progress = (stage, done, total)
-            events.put(place)
+        with suppress(BrokenPipeError), self.process.stdin as stdin:  # broken: it ended before it began, and is told so
+            pickle.dump(self.job, stdin)
+        with self.process.stdout as lines:
+            for line in lines:
+                stage, done, total = json.loads(line)
+                self.progress = (stage, done, total)
+                events.put(place)
         self.process.wait()
         self.ended = True
         events.put(place)
