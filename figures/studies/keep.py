@@ -70,9 +70,9 @@ def beside(target: Path) -> list[str]:
     return [
         "\n".join(rows),
         f"Printed order: {' ≥ '.join(there)}. Order here: {' ≥ '.join(order)}; which of these differences are told "
-        "apart stands above. This is no reproduction: there XLM-R of unstated size, whole texts, an unstated number of seeds "
-        "and measures that differ from method to method; here a six-layer English encoder, windows of 64 tokens, 120 "
-        "steps, six seeds, one measure for all.",
+        "apart stands above. This is no reproduction: there XLM-R of unstated size, whole texts, an unstated number of "
+        "seeds and measures that differ from method to method; here a six-layer English encoder, windows of 64 tokens, "
+        "120 steps, six seeds, one measure for all.",
     ]
 
 
