@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 
@@ -19,7 +21,7 @@ from attnlens.show.figures import write_figure
 from attnlens.show.files import write
 from attnlens.show.report import shown_figure
 from attnlens.show.study_figures import study_drawings
-from attnlens.show.study_tables import shown_tables, study_tables, study_tex
+from attnlens.show.study_tables import arm_cells, shown_tables, study_tables, study_tex
 from attnlens.show.study_words import arm_lines, counted, edges, few_seeds, results
 from attnlens.show.tables import csv
 
@@ -44,9 +46,13 @@ class StudyResult:
         return "\n".join([*told(self.outcome), f"Study: {home_free(self.page)}"])
 
     def _repr_html_(self) -> str:
-        """The arms as a table for a notebook."""
-        shown = ["model", "data", "arm", "seeds", "quality", "low", "high", "difference", "verdict", "changed"]
-        return self.outcome.arms[shown].to_html(index=False, border=0, float_format=lambda value: f"{value:.3f}")
+        """The arms of each model and data set as a table, and the results, for a notebook."""
+        lines = self.outcome.arms.groupby(["model", "data"], sort=False) if len(self.outcome.arms) else ()
+        parts = []
+        for (model, data), arms in lines:
+            cells = {title: [text for text, _ in column] for title, column in arm_cells(self.outcome, arms).items()}
+            parts.append(f"<h4>{escape(f'{model} on {data}')}</h4>{pd.DataFrame(cells).to_html(index=False, border=0)}")
+        return "".join([*parts, *(f"<p>{escape(line)}</p>" for line in told(self.outcome))])
 
 
 def study(path: str | Path, options: StudyOptions | None = None) -> StudyResult:

@@ -16,7 +16,7 @@ from attnlens.show import study_plots
 from attnlens.show.drawing import WIDE, style
 from attnlens.show.figures import PICTURES, rendered
 from attnlens.show.redraw import RedrawOptions, figure_table, redraw
-from attnlens.show.study import page, told, write_study
+from attnlens.show.study import StudyResult, page, told, write_study
 from attnlens.show.study_figures import study_drawings
 from attnlens.show.study_tables import shown_tables, study_tables, study_tex
 from attnlens.show.study_words import edges, few_seeds, results
@@ -147,6 +147,13 @@ def test_the_summary_is_json(found: StudyOutcome, folder: Path):
     assert values["cells"] == {"planned": 18, "finished": 18, "failed": 1}
     assert [arm["arm"] for arm in values["arms"]] == ["full", "ALF", HOSTILE]
     assert values["results"] == told(found) and (folder / "results.txt").read_text().startswith("Quality. full reached")
+
+
+def test_a_notebook_shows_the_arms_and_the_results(found: StudyOutcome, folder: Path):
+    result = StudyResult(found, folder, was_complete=True)
+    shown = result._repr_html_()
+    assert HOSTILE not in shown and "&lt;script&gt;$x$ &amp; co" in shown and shown.count("<tr") == 4
+    assert f"<p>{told(found)[0].split(';')[0]}" in shown and repr(result).endswith("study.html")
 
 
 def test_an_unfinished_study_is_written_with_what_there_is(tmp_path: Path):
