@@ -63,8 +63,8 @@ def run_cells(plan: Plan, processes: int, watch: Watch) -> State:
                 watch(state)
                 if not workers:
                     return state
-                place = events.get()
-                if workers[place].ended:
+                worker = workers.get(place := events.get())
+                if worker is not None and worker.ended:  # its last word may come after it was seen to have ended
                     _settle(workers.pop(place))
         finally:
             for worker in workers.values():
