@@ -115,6 +115,7 @@ def _rivals(outcome: StudyOutcome, arms: pd.DataFrame, place: tuple[str, str]) -
     """Where each arm that chooses blocks by measuring them stands against every other: who is told apart from whom."""
     adaptive = [arm.name for arm in outcome.plan.file.arms if arm.method == "alf"]
     mine = _pairs(outcome, place, "quality")
+    mine = mine[mine["n_seeds"] >= LEAST_SEEDS]  # of fewer seeds nothing is said about methods
     sign = 1 if arms["higher"].all() else -1
     lines = []
     for name in (name for name in adaptive if name in set(arms["arm"])):
@@ -137,7 +138,7 @@ def _rivals(outcome: StudyOutcome, arms: pd.DataFrame, place: tuple[str, str]) -
 def _pairs(outcome: StudyOutcome, place: tuple[str, str], measure: str) -> pd.DataFrame:
     pairs = outcome.pairs
     if pairs.empty:
-        return pd.DataFrame(columns=["arm", "other", "p_adjusted"])
+        return pd.DataFrame(columns=["arm", "other", "p_adjusted", "n_seeds"])
     return pairs[(pairs["model"] == place[0]) & (pairs["data"] == place[1]) & (pairs["measure"] == measure)]
 
 
@@ -183,6 +184,7 @@ def _focus_rivals(outcome: StudyOutcome, place: tuple[str, str]) -> str:
         digits = digits_of(estimate, low, high)
         name = row["other"] if turned else row["arm"]
         told.append(f"{name} {signed(estimate, digits)} ({interval(low, high, digits)})")
+    mine = mine[mine["n_seeds"] >= LEAST_SEEDS]
     if mine["p_adjusted"].isna().all():
         return ""
     if not told:

@@ -161,6 +161,7 @@ def test_an_unfinished_study_is_written_with_what_there_is(tmp_path: Path):
     text = write_study(part).read_text()
     assert "15 of 18 cells are not finished." in text
     assert part.arms["low"].isna().all(), "one seed has no interval over seeds"
+    assert "Rivals" not in dict(results(part)), "under six seeds nothing is said of who is better"
     assert dict(results(part))["Focus"].count("Repeated over seeds: not tested") == 1
     nothing = made(tmp_path / "nothing", seeds=0)
     assert "18 of 18 cells are not finished." in write_study(nothing).read_text() and not study_drawings(nothing)

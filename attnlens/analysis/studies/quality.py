@@ -17,6 +17,7 @@ from attnlens.core.resampling import document_means
 
 # What the interval of a difference to the reference says, given the margin.
 BETTER, NOT_INFERIOR, INFERIOR, OPEN = "better", "not inferior", "inferior", "open"
+ANY = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ def arms_quality(values: Values, order: Sequence[str], reference: str, margin: f
         runs = values.of.get(arm, {})
         mean = crossed_t(np.stack(list(runs.values()))) if runs else None
         row = {"arm": arm, "seeds": len(runs), "unit": values.unit, "higher": values.higher}
-        row |= _numbers(mean, ("quality", "low", "high"))
-        if values.unit == "accuracy":  # no share lies outside 0 and 1
-            row |= {"low": np.maximum(row["low"], 0.0), "high": np.minimum(row["high"], 1.0)}
+        # No share lies outside 0 and 1, and no two lie farther apart than 1.
+        share = values.unit == "accuracy"
+        row |= _numbers(mean, ("quality", "low", "high"), (0.0, 1.0) if share else ANY)
         row["documents"] = 0 if mean is None else mean.n_documents
         against = paired(values.of, arm, reference) if arm != reference else None
-        row |= _numbers(against, ("difference", "difference_low", "difference_high"))
+        row |= _numbers(against, ("difference", "difference_low", "difference_high"), (-1.0, 1.0) if share else ANY)
         row |= (
             {"p": np.nan, "paired_seeds": 0} if against is None else {"p": against.p, "paired_seeds": against.n_seeds}
         )
@@ -95,12 +96,14 @@ def pairs_quality(values: Values, totals: dict[str, dict[int, np.ndarray]], orde
     p_adjusted (Holm, over all pairs of a measure), n_seeds, n_documents.
     """
     tables = []
-    for measure, of in (("quality", values.of), ("focus", totals)):
+    share = (-1.0, 1.0) if values.unit == "accuracy" else ANY
+    for measure, of, limits in (("quality", values.of, share), ("focus", totals, ANY)):
         rows = []
         for arm, other in combinations([name for name in order if name in of], 2):
             if (found := paired(of, arm, other)) is not None:
                 row = {"measure": measure, "arm": arm, "other": other, "p": found.p, "n_seeds": found.n_seeds}
-                rows.append(row | _numbers(found, ("estimate", "low", "high")) | {"n_documents": found.n_documents})
+                numbers = _numbers(found, ("estimate", "low", "high"), limits)
+                rows.append(row | numbers | {"n_documents": found.n_documents})
         table = pd.DataFrame(rows)
         tables.append(table.assign(p_adjusted=holm(table["p"].to_numpy(float))) if rows else table)
     return pd.concat(tables, ignore_index=True)
@@ -125,6 +128,9 @@ def ranks(values: Values, order: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "rank"]).assign(agreement=agreement)
 
 
-def _numbers(found: Crossed | None, names: tuple[str, str, str]) -> dict[str, float]:
-    numbers = (np.nan,) * 3 if found is None else (found.estimate, found.low, found.high)
-    return dict(zip(names, numbers, strict=True))
+def _numbers(found: Crossed | None, names: tuple[str, str, str], limits: tuple[float, float]) -> dict[str, float]:
+    """Estimate, low and high by these names, the ends cut at what is possible."""
+    if found is None:
+        return dict.fromkeys(names, np.nan)
+    ends = np.clip((found.low, found.high), *limits).tolist()
+    return dict(zip(names, (found.estimate, *ends), strict=True))
