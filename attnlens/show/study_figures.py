@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attnlens.analysis.studies.focus import told
 from attnlens.analysis.studies.outcome import StudyOutcome
 from attnlens.analysis.studies.quality import INFERIOR, NOT_INFERIOR
 from attnlens.show import evidence_plots, plots, study_plots, study_words
@@ -170,9 +171,9 @@ def focus(outcome: StudyOutcome) -> Drawing:
     """Change of focus by layer, a panel an arm: the procedure over its seeds, and its shuffled twins."""
     profiles = placed(outcome, outcome.profiles)
     keys = ["place", "arm", "layer"]
-    seeds = profiles[profiles["family"] == "seeds"].set_index(keys)
+    shown = told(profiles)
+    seeds = shown.set_index(keys)
     beyond = profiles[profiles["family"] == "beyond null"].set_index(keys)["estimate"]
-    # Where seeds or documents give no interval, the mean stands alone.
     real = seeds[["estimate", "low", "high", "p_adjusted", "n", "n_seeds"]].assign(line="", kind="tuned")
     null = real.loc[real.index.isin(beyond.index)].copy()
     null = null.assign(estimate=null["estimate"] - beyond, low=np.nan, high=np.nan, p_adjusted=np.nan)
@@ -180,11 +181,14 @@ def focus(outcome: StudyOutcome) -> Drawing:
     table["layer"] += 1
     table[["estimate", "low", "high"]] *= 100
     table = table.rename(columns={"arm": "model"}).assign(margin=100 * outcome.plan.file.measure.sesoi)
+    over = "seeds and documents; bands: 95 %, for all layers together (crossed t)"
+    if (shown["family"] == "profile").any():
+        over = "documents, mean over the seeds at hand; bands: 95 %, simultaneous over layers"
     twins = f"; grey: the mean of the same trainings on {TWIN}" if len(null) else ""
     caption = (
-        "Change of focus, tuned minus base, by layer, over seeds and documents; bands: 95 %, for all layers together "
-        f"(crossed t){twins}. Focus = attention on the marked words minus attention on position-matched ordinary "
-        f"words, in points of 100 spent on words. {study_words.counted(outcome)}. Broken lines: the smallest change "
+        f"Change of focus, tuned minus base, by layer, over {over}{twins}. Focus = attention on the marked words minus "
+        "attention on position-matched ordinary words, in points of 100 spent on words. "
+        f"{study_words.counted(outcome)}. Broken lines: the smallest change "
         "declared to matter; filled markers lie beyond it with their whole interval and have adjusted p < .05."
     )
     return Drawing("study_focus", "study", study_words.focus_finding(outcome), caption, table, focus_picture)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from attnlens.analysis import evidence
 from attnlens.analysis.inference import layer_tests, over_heads, seed_tests, single_test
-from attnlens.analysis.ladder import Case
+from attnlens.analysis.ladder import LEAST_SEEDS, Case
 from attnlens.analysis.results import Answer, Comparison, Rung, open_comparison
 from attnlens.analysis.studies.cells import Cell, Plan
 from attnlens.analysis.studies.work import COMPARISON, TWIN
@@ -39,6 +39,17 @@ class Focus:
     )
     totals: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
+
+
+def told(profiles: pd.DataFrame) -> pd.DataFrame:
+    """The rows that speak of each arm: the family seeds where there are six at least, else profile, the mean over them.
+
+    An interval over two seeds is too wide to be looked at, and over one there is none.
+    """
+    keys = [name for name in ("model", "data", "arm") if name in profiles]
+    arms = pd.MultiIndex.from_frame(profiles[keys])
+    enough = ((profiles["family"] == "seeds") & (profiles["n_seeds"] >= LEAST_SEEDS)).to_numpy()
+    return profiles[enough | ((profiles["family"] == "profile") & ~arms.isin(arms[enough]))]
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def focus_of(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Focus:
 def _tests(runs: _Runs, rival: _Runs | None, plan: Plan) -> pd.DataFrame:
     """Families: profile (the mean over the seeds at hand, level A), seeds (level B), beyond null and against rival.
 
-    The last two are paired by seed (level C). Where they were measured, also causal focus and reliance.
+    The last two are paired by seed (level C); under six twins "beyond null" is their mean over seeds, as profile. Where
+    they were measured, also causal focus and reliance.
     """
     shifts = {seed: runs.shift(seed) for seed in runs.of}
     mean = np.mean([over_heads(shift) for shift in shifts.values()], axis=0)
@@ -95,7 +107,12 @@ def _tests(runs: _Runs, rival: _Runs | None, plan: Plan) -> pd.DataFrame:
     twins = [seed for seed, comparison in runs.of.items() if TWIN in comparison.models]
     if twins:
         differences = [runs.focus(seed, runs.arm) - runs.focus(seed, TWIN) for seed in twins]
-        found.append(seed_tests("beyond null", differences, runs.documents, seed=SEED))
+        if len(twins) >= LEAST_SEEDS:
+            found.append(seed_tests("beyond null", differences, runs.documents, seed=SEED))
+        else:
+            mean = np.mean([over_heads(difference) for difference in differences], axis=0)
+            beyond = layer_tests("beyond null", mean, runs.documents, sesoi=np.nan, seed=SEED)
+            found.append(beyond.assign(n_seeds=len(twins)))
     if rival is not None and rival.arm != runs.arm and (paired := [seed for seed in shifts if seed in rival.of]):
         differences = [shifts[seed] - rival.shift(seed) for seed in paired]
         found.append(seed_tests("against rival", differences, runs.documents, seed=SEED))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnlens.analysis.results import Answer
 from attnlens.analysis.studies.cells import ROW, Cell, Plan, read
-from attnlens.analysis.studies.focus import Focus, focus_of
+from attnlens.analysis.studies.focus import Focus, focus_of, told
 from attnlens.analysis.studies.quality import arms_quality, pairs_quality, ranks, test_values
 from attnlens.analysis.studies.selections import selections
 
@@ -102,8 +102,10 @@ def _of_line(plan: Plan, rows: dict[Cell, dict[str, Any]], cells: pd.DataFrame) 
 
 
 def _totals(focus: Focus) -> pd.DataFrame:
-    """Of each arm the change of focus in the layer where it is largest, over seeds, in points."""
-    seeds = focus.profiles[focus.profiles["family"] == "seeds"]
+    """Of each arm the change of focus in the layer where it is largest, in points, with its interval (`told`)."""
+    if focus.profiles.empty:
+        return pd.DataFrame(columns=["arm", "focus_layer", "focus", "focus_low", "focus_high"])
+    seeds = told(focus.profiles)
     columns = ["arm", "focus_layer", "focus", "focus_low", "focus_high"]
     sizes = seeds["estimate"].abs().dropna()
     largest = seeds.loc[sizes.groupby(seeds["arm"]).idxmax()]
