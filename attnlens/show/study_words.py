@@ -44,6 +44,15 @@ def results(outcome: StudyOutcome) -> list[tuple[str, str]]:
     return found
 
 
+def _quoted(arm: str) -> str:
+    """An arm's name in a sentence; in quotes where a comma in it would pass for the sentence's."""
+    return f"“{arm}”" if "," in arm else arm
+
+
+def _names(arms: list[str]) -> str:
+    return listed([_quoted(arm) for arm in arms])
+
+
 def counted(outcome: StudyOutcome) -> str:
     """'n = 101 documents (949 texts), 6 seeds' of the whole study."""
     documents, seeds = outcome.arms["documents"], outcome.arms["seeds"]
@@ -72,7 +81,7 @@ def _quality(outcome: StudyOutcome, arms: pd.DataFrame) -> str:
     for verdict, words in SAID.items():
         rows = arms[arms["verdict"] == verdict]
         if len(rows):
-            told = [f"{each['arm']} ({_difference(each)})" for _, each in rows.iterrows()]
+            told = [f"{_quoted(each['arm'])} ({_difference(each)})" for _, each in rows.iterrows()]
             lines.append(f"{words.format(reference=reference)[0].upper()}{words.format(reference=reference)[1:]}: ")
             lines[-1] += f"{listed(told)}."
     unit = f"{100 * margin:g} points" if arms["unit"].iloc[0] == "accuracy" else f"{margin:g} nats"
@@ -107,7 +116,9 @@ def _took(arms: pd.DataFrame) -> str:
     known = arms[arms["changed"].notna() & arms["seconds"].notna()]
     if known.empty:
         return ""
-    told = [f"{row['arm']} {percent(row['changed'])} % in {row['seconds']:.0f} s" for _, row in known.iterrows()]
+    told = [
+        f"{_quoted(row['arm'])} {percent(row['changed'])} % in {row['seconds']:.0f} s" for _, row in known.iterrows()
+    ]
     return f"Weights that training changed, and its time: {', '.join(told)}."
 
 
@@ -126,12 +137,12 @@ def _rivals(outcome: StudyOutcome, arms: pd.DataFrame, place: tuple[str, str]) -
             apart = row["p_adjusted"] < ALPHA
             (level if not apart else ahead if estimate > 0 else behind).append(rival)
         told = [
-            f"{words} {listed(names)}"
+            f"{words} {_names(names)}"
             for words, names in (("better than", ahead), ("worse than", behind), ("not told apart from", level))
             if names
         ]
         if told:
-            lines.append(f"{name} is {'; '.join(told)}.")
+            lines.append(f"{_quoted(name)} is {'; '.join(told)}.")
     return f"{' '.join(lines)} Told apart: p < {ALPHA:g}, adjusted over all pairs of arms." if lines else ""
 
 
@@ -155,14 +166,15 @@ def _focus(outcome: StudyOutcome, place: tuple[str, str]) -> str:
         "unclear": "it is unclear whether it moved",
         "identical": "it is the base's",
     }
-    told = [f"{said[verdict]} under {listed(verdicts[verdict])}" for verdict in said if verdict in verdicts]
+    told = [f"{said[verdict]} under {_names(verdicts[verdict])}" for verdict in said if verdict in verdicts]
     if not told:
         return ""
     line = f"On the mean of the seeds {'; '.join(told)}."
     for number, words in {3: "More than on shuffled labels", 4: "Repeated over seeds"}.items():
         status = {arm: next((r.status for r in a.rungs if r.number == number), "") for arm, a in answers.items()}
+        alike = len(set(status.values())) == 1 and len(status) > 1
         groups = [
-            f"{which} for {listed([arm for arm in status if status[arm] == which])}"
+            f"{which} for {'all arms' if alike else _names([arm for arm in status if status[arm] == which])}"
             for which in ("yes", "no", "not tested")
             if which in status.values()
         ]
@@ -183,7 +195,7 @@ def _focus_rivals(outcome: StudyOutcome, place: tuple[str, str]) -> str:
         )
         digits = digits_of(estimate, low, high)
         name = row["other"] if turned else row["arm"]
-        told.append(f"{name} {signed(estimate, digits)} ({interval(low, high, digits)})")
+        told.append(f"{_quoted(name)} {signed(estimate, digits)} ({interval(low, high, digits)})")
     mine = mine[mine["n_seeds"] >= LEAST_SEEDS]
     if mine["p_adjusted"].isna().all():
         return ""
@@ -205,7 +217,7 @@ def _stability(outcome: StudyOutcome, place: tuple[str, str]) -> str:
             words = {"other_seeds": "other seeds", "last_k": "the last blocks", "rms": "the blocks of least weight"}
             words["shuffled"] = "shuffled labels"
             told = [f"{means[name]:.2f} with {what}" for name, what in words.items() if means[name] == means[name]]
-            lines.append(f"Blocks chosen by {arm}: Jaccard {', '.join(told)} (chance {means['chance']:.2f}).")
+            lines.append(f"Blocks chosen by {_quoted(str(arm))}: Jaccard {', '.join(told)} (chance {means['chance']:.2f}).")
     return " ".join(lines)
 
 
@@ -248,7 +260,7 @@ def front_finding(outcome: StudyOutcome) -> str:
     if arms.empty:
         return "Quality against what it took"
     front = arms[on_front(arms["quality"], arms["changed"], higher=bool(arms["higher"].iloc[0]))]
-    return f"Most quality for the weights trained: {listed(list(front.sort_values('changed')['arm']))}"
+    return f"Most quality for the weights trained: {_names(list(front.sort_values('changed')['arm']))}"
 
 
 def focus_finding(outcome: StudyOutcome) -> str:
@@ -257,7 +269,7 @@ def focus_finding(outcome: StudyOutcome) -> str:
     yes = [arm for arm, answer in answers.items() if answer.verdict == "yes"]
     if not yes:
         return "No arm is shown to have moved attention to the marked words"
-    return f"Attention moved to the marked words under {listed(yes)}"
+    return f"Attention moved to the marked words under {_names(yes)}"
 
 
 def selection_finding(outcome: StudyOutcome) -> str:
@@ -291,4 +303,4 @@ def edges(outcome: StudyOutcome) -> str:
     names = list(dict.fromkeys(outcome.cells.loc[outcome.cells["at_edge"], "arm"]))
     if not names:
         return ""
-    return f"The best learning rate lies at the end of its grid for {listed(names)}: a wider one may do better."
+    return f"The best learning rate lies at the end of its grid for {_names(names)}: a wider one may do better."

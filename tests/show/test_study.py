@@ -48,7 +48,7 @@ def test_the_words_say_what_the_tables_say(found: StudyOutcome):
     assert words["Focus"].startswith(
         f"On the mean of the seeds attention moved to the marked words under full, ALF and {HOSTILE}."
     )
-    assert f"Repeated over seeds: yes for full, ALF and {HOSTILE}." in words["Focus"]
+    assert "Repeated over seeds: yes for all arms." in words["Focus"]
     assert f"not tested for ALF and {HOSTILE}" in words["Focus"], "they have no twin"
     assert "Blocks chosen by ALF: Jaccard 1.00 with other seeds, 1.00 with the last blocks, 0.33" in words["Stability"]
     assert words["Failures"] == "1 of 18 cells failed; they are listed, and count nowhere."
