@@ -217,7 +217,8 @@ def _stability(outcome: StudyOutcome, place: tuple[str, str]) -> str:
             words = {"other_seeds": "other seeds", "last_k": "the last blocks", "rms": "the blocks of least weight"}
             words["shuffled"] = "shuffled labels"
             told = [f"{means[name]:.2f} with {what}" for name, what in words.items() if means[name] == means[name]]
-            lines.append(f"Blocks chosen by {_quoted(str(arm))}: Jaccard {', '.join(told)} (chance {means['chance']:.2f}).")
+            chance = f"(chance {means['chance']:.2f})"
+            lines.append(f"Blocks chosen by {_quoted(str(arm))}: Jaccard {', '.join(told)} {chance}.")
     return " ".join(lines)
 
 
