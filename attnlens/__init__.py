@@ -35,6 +35,7 @@ _HOMES = {
     "run_report": "show.run",
     "StudyOptions": "analysis.studies.run",
     "study": "show.study",
+    "forecast": "analysis.studies.forecast",
     "RedrawOptions": "show.redraw",
     "redraw": "show.redraw",
 }

@@ -7,20 +7,18 @@ windows; three definitions of the words that matter, and a knockout of the first
 Usage: python figures/cuad.py ../shared/data/cuad [work folder]
 """
 
-import json
 import shutil
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoTokenizer
 
 from attnlens.analysis.results import Comparison
+from attnlens.analysis.studies.data import Places, prepared
+from attnlens.analysis.studies.file import DataPart
 from attnlens.checkpoints.packaged import encoder
 from attnlens.show.run import ReportOptions, run_report
-from attnlens.text.corpus import Corpus, Example, read_corpus
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
 from attnlens.training.twin import twin_path
@@ -31,44 +29,11 @@ SALIENCE = ("spans", "keyness", "textrank")
 NAMES = ("layer_profile", "focus_heads", "weight_change")
 
 
-def window(example: Example, tokenizer) -> dict:
-    """The part of a text that fits TOKENS tokens with the middle of its first own span in the middle."""
-    own = [span for span in example.spans or () if span.label == example.label] or list(example.spans or ())
-    offsets = tokenizer(example.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    centre = (own[0].start + own[0].end) / 2
-    middle = min(range(len(offsets)), key=lambda i: abs(sum(offsets[i]) / 2 - centre))
-    room = TOKENS - 2  # [CLS] and [SEP]
-    first = max(0, min(middle - room // 2, len(offsets) - room))
-    start, end = offsets[first][0], offsets[min(first + room, len(offsets)) - 1][1]
-    spans = [
-        {"start": max(s.start, start) - start, "end": min(s.end, end) - start, "label": s.label}
-        for s in example.spans or ()
-        if s.start < end and s.end > start
-    ]
-    return {
-        "id": example.id,
-        "document": example.document,
-        "text": example.text[start:end],
-        "label": example.label,
-        "spans": spans,
-    }
-
-
-def write_windows(corpus: Corpus, types: set[str], tokenizer, path: Path) -> Path:
-    """One window a row of the chosen types."""
-    rows = [window(example, tokenizer) for example in corpus if example.label in types]
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return path
-
-
 def main(source: Path, work: Path) -> None:
     """Windows, training, report; then the numbers into this folder."""
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(encoder())
-    train = read_corpus(source / "train.jsonl")
-    types = {label for label, _ in Counter(example.label for example in train).most_common(TYPES) if label}
-    data = write_windows(train, types, tokenizer, work / "train.jsonl")
-    held_out = write_windows(read_corpus(source / "test.jsonl"), types, tokenizer, work / "test.jsonl")
+    part = DataPart(name="CUAD", train="train.jsonl", test="test.jsonl", labels=TYPES, window=TOKENS)
+    data, held_out = (file.path for file in prepared(part, str(encoder()), Places(source, None), work))
     full, last = work / "full.ckpt", work / "last-2.ckpt"
     options = TrainOptions(max_steps=STEPS, max_length=TOKENS, resume=True)
     finetune(

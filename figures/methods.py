@@ -13,13 +13,11 @@ Usage: python figures/methods.py ../shared [work folder]
 import csv
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from cuad import write_windows
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 from union import write_passages
 
@@ -28,8 +26,9 @@ from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.packaged import encoder
 from attnlens.core.errors import TrainingError, UnsupportedModel
 from attnlens.show.run import ReportOptions, run_report
-from attnlens.text.corpus import read_corpus
+from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
+from attnlens.text.windows import commonest, labelled, windowed
 from attnlens.training.methods import METHODS
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
@@ -45,17 +44,15 @@ class Work:
 
     name: str
     base: Path
-    data: Path
+    data: Corpus | Path
     options: TrainOptions
 
 
 def jobs(shared: Path, work: Path) -> Iterator[Work]:
     """The three jobs, their data written into the work folder."""
     train = read_corpus(shared / "data/cuad/train.jsonl")
-    types = {label for label, _ in Counter(example.label for example in train).most_common(TYPES) if label}
-    clauses = work / "clauses.jsonl"
-    if not clauses.exists():
-        write_windows(train.sample(1000, SEED), types, AutoTokenizer.from_pretrained(encoder()), clauses)
+    clauses = labelled(train.sample(1000, SEED), commonest(train, TYPES))
+    clauses = windowed(clauses, AutoTokenizer.from_pretrained(encoder()), 128)
     options = TrainOptions(max_steps=STEPS, max_length=128, patience=100, resume=True)
     yield Work("MiniLM, CUAD", encoder(), clauses, options)
     speeches = work / "speeches.jsonl"
@@ -74,7 +71,7 @@ def jobs(shared: Path, work: Path) -> Iterator[Work]:
 def _write_phrases(path: Path) -> None:
     """The marked words alone of the rows of four clause types: labels that single words give away."""
     train = read_corpus(embedded("contracts_train"))
-    types = {label for label, _ in Counter(example.label for example in train).most_common(4)}
+    types = commonest(train, 4)
     with path.open("w") as file:
         for row in train:
             marked = " ".join(row.text[span.start : span.end] for span in row.spans if span.label == row.label)

@@ -57,7 +57,7 @@ def _targets(output: Path, *, force: bool) -> dict[str, Path]:
 
 
 def _write(result: "Difference", targets: dict[str, Path]) -> None:
-    from attnlens.show.files import write
+    from attnlens.checkpoints.files import write
     from attnlens.show.tables import csv, from_one
 
     for name, path in targets.items():

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from attnlens.analysis.studies.queue import State
+    from attnlens.show.study import StudyResult
 
 # Columns of the table of arms that fit a terminal, and what they are called there.
 SHOWN = {
@@ -15,11 +22,6 @@ SHOWN = {
     "weights (%)": "weights %",
     "focus (points)": "focus",
 }
-
-if TYPE_CHECKING:
-    from attnlens.analysis.studies.cells import Plan
-    from attnlens.analysis.studies.queue import State
-    from attnlens.show.study import StudyResult
 
 
 def study(
@@ -42,7 +44,8 @@ def study(
 
     Example: attnlens study study.toml --processes 2
     """
-    from attnlens.analysis.studies.run import StudyOptions, planned
+    from attnlens.analysis.studies.forecast import forecast
+    from attnlens.analysis.studies.run import StudyOptions
     from attnlens.cli import terminal
     from attnlens.show.study import study as carried_out
     from attnlens.show.study import summary
@@ -50,10 +53,10 @@ def study(
     terminal.quiet()
     options = StudyOptions(output=output, data_root=data_root, processes=processes, force=force)
     if dry_run:
-        _forecast(planned(file, options), processes, as_json=as_json)
+        _print_forecast(forecast(file, options), processes, as_json=as_json)
         return
     with _watching() as watch:
-        result = carried_out(file, StudyOptions(output, data_root, processes, force, watch))
+        result = carried_out(file, replace(options, watch=watch))
     if as_json:
         terminal.print_json({**summary(result.outcome), "study": str(result.page)})
     else:
@@ -110,30 +113,28 @@ def _table(state: "State") -> Any:
     return table
 
 
-def _forecast(plan: "Plan", processes: int, *, as_json: bool) -> None:
+def _print_forecast(lines: "DataFrame", processes: int, *, as_json: bool) -> None:
     """What a run would take."""
     from rich.table import Table
     from rich.text import Text
 
-    from attnlens.analysis.studies.forecast import forecast
     from attnlens.cli import terminal
     from attnlens.training.estimate import duration
 
-    lines = forecast(plan)
-    cells, seconds = sum(line.cells for line in lines), sum(line.cells * line.seconds for line in lines) / processes
+    cells, seconds = int(lines["cells"].sum()), float((lines["cells"] * lines["seconds"]).sum()) / processes
     if as_json:
-        terminal.print_json({"cells": cells, "seconds": seconds, "lines": [vars(line) for line in lines]})
+        terminal.print_json({"cells": cells, "seconds": seconds, "lines": lines.to_dict("records")})
         return
     table = Table(box=None, padding=(0, 2))
     for name in ("arm", "on", "cells", "a cell", "memory"):
         table.add_column(name)
-    for line in lines:
-        told = "measuring only" if not line.seconds else duration(line.seconds)
-        place = Text(f"{line.model}, {line.data}")
-        table.add_row(Text(line.arm), place, str(line.cells), told, f"{line.memory / 1e9:.2f} GB")
+    for line in lines.to_dict("records"):
+        told = "measuring only" if not line["seconds"] else duration(line["seconds"])
+        place = Text(f"{line['model']}, {line['data']}")
+        table.add_row(Text(line["arm"]), place, str(line["cells"]), told, f"{line['memory'] / 1e9:.2f} GB")
     terminal.stdout.print(table)
     at_a_time = f"{processes} process{'' if processes == 1 else 'es'}"
-    terminal.say(f"{cells} cells to run: about {duration(seconds)} in {at_a_time}. Nothing was trained or written.")
+    terminal.say(f"{cells} cells to run: about {duration(seconds)} in {at_a_time}. Nothing was trained.")
 
 
 def _print(result: "StudyResult") -> None:

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from attnlens.analysis.results import Comparison
+from attnlens.checkpoints.files import write
 from attnlens.show import (
     control_figures,
     head_figures,
@@ -21,7 +22,6 @@ from attnlens.show import (
     word_map_figures,
 )
 from attnlens.show.drawing import WIDE, Drawing, style
-from attnlens.show.files import write
 from attnlens.show.latex import caption
 from attnlens.show.tables import csv
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from attnlens import __version__
 from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
+from attnlens.checkpoints.files import write
 from attnlens.core.errors import AttnlensError, OutputExists
-from attnlens.show.files import write
 
 RUN = "run.json"
 PARTS = "parts"

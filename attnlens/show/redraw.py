@@ -11,11 +11,11 @@ import pandas as pd
 
 from attnlens.analysis.results import NAMES, Comparison, open_comparison
 from attnlens.analysis.studies.run import COPY
+from attnlens.checkpoints.files import write
 from attnlens.core.errors import AttnlensError, OutputExists, UnknownName
 from attnlens.show import study_figures
 from attnlens.show.drawing import Drawing
 from attnlens.show.figures import FORMATS, PICTURES, figure_set, write_figure
-from attnlens.show.files import write
 from attnlens.show.venues import venue
 
 RECORD = "figures.json"

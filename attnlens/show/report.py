@@ -12,11 +12,11 @@ from PIL import Image
 
 from attnlens.analysis.passages import SHORT, TOP_HEADS
 from attnlens.analysis.results import Comparison
+from attnlens.checkpoints.files import write
 from attnlens.show import findings
 from attnlens.show.document import document
 from attnlens.show.drawing import NARROW, Drawing, margin
 from attnlens.show.figures import figure_set, rendered, save_figures
-from attnlens.show.files import write
 from attnlens.show.folder import BIBLIOGRAPHY
 from attnlens.show.island import island
 from attnlens.show.page_tables import page_tables

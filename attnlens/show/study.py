@@ -1,7 +1,7 @@
 """A study carried out and written down: page, figures, tables, and the results in sentences."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ import transformers
 
 from attnlens import __version__
 from attnlens.analysis.studies.outcome import StudyOutcome, outcome
-from attnlens.analysis.studies.queue import State
 from attnlens.analysis.studies.run import StudyOptions, run
+from attnlens.checkpoints.files import write
 from attnlens.checkpoints.identity import home_free
 from attnlens.show.document import document
 from attnlens.show.drawing import WIDE
 from attnlens.show.figures import write_figure
-from attnlens.show.files import write
 from attnlens.show.report import shown_figure
 from attnlens.show.study_figures import study_drawings
 from attnlens.show.study_tables import arm_cells, shown_tables, study_tables, study_tex
@@ -63,19 +62,10 @@ def study(path: str | Path, options: StudyOptions | None = None) -> StudyResult:
     Failed cells are listed, and tried again by the next call. Raises AttnlensError with the line of a faulty file, and
     OutputExists for a folder of another study.
     """
-    fresh = [False]
-    options = StudyOptions() if options is None else options
-    given = options.watch
-
-    def watch(state: State) -> None:
-        fresh[0] = fresh[0] or bool(state.running)
-        if given is not None:
-            given(state)
-
-    plan, state = run(path, replace(options, watch=watch))
+    plan, state = run(path, options)
     found = outcome(plan, state.failed)
     write_study(found)
-    return StudyResult(found, plan.folder, was_complete=not fresh[0] and not state.failed)
+    return StudyResult(found, plan.folder, was_complete=not state.begun)
 
 
 def write_study(found: StudyOutcome) -> Path:

@@ -9,17 +9,13 @@ from matplotlib.figure import Figure
 
 from attnlens.analysis.studies.focus import told
 from attnlens.analysis.studies.outcome import StudyOutcome
-from attnlens.analysis.studies.quality import INFERIOR, NOT_INFERIOR
+from attnlens.analysis.studies.quality import BETTER, INFERIOR, NOT_INFERIOR
 from attnlens.show import evidence_plots, plots, study_plots, study_words
 from attnlens.show.drawing import Drawing, Layout, labels, panels
+from attnlens.show.method_figures import AXES
 
 QUALITY = {"accuracy": ("test accuracy (%)", 100.0), "loss": ("test loss (nats a token)", 1.0)}
-TOOK = {
-    "changed": "weights trained (% of all)",
-    "seconds": "training time (s)",
-    "forgetting": "forgetting (nats a token)",
-    "drift": "hidden states moved (%)",
-}
+TOOK = AXES | {"drift": "hidden states moved (%)"}
 TWIN = "shuffled labels"
 
 
@@ -62,7 +58,7 @@ def quality(outcome: StudyOutcome) -> Drawing:
         quality=name, reference=outcome.plan.file.held_against, margin=sign * unit * outcome.plan.file.margin
     )
     caption = (
-        f"{name[0].upper()}{name[1:]} of each arm: mean over test documents and seeds with its 95 % interval over both "
+        f"{name.capitalize()} of each arm: mean over test documents and seeds with its 95 % interval over both "
         f"(crossed t); small dots: the seeds, over texts. {study_words.counted(outcome)}. Line: the mean of "
         f"{outcome.plan.file.held_against}; broken line: the margin beyond which an arm is inferior, fixed beforehand."
     )
@@ -109,7 +105,7 @@ def difference_picture(table: pd.DataFrame) -> Callable[[float], Figure]:
     """Draws the table of `difference`."""
     places = list(table["place"].unique())
     shown = table.assign(label=table["model"].map(labels(table["model"].unique(), limit=24)), model="arm")
-    shown = shown.assign(filled=table["verdict"].isin((INFERIOR, NOT_INFERIOR, "better")))
+    shown = shown.assign(filled=table["verdict"].isin((INFERIOR, NOT_INFERIOR, BETTER)))
     unit = str(table["unit"].iloc[0])
 
     def panel(ax: Axes, index: int) -> None:
@@ -142,7 +138,7 @@ def trade_offs(outcome: StudyOutcome) -> Drawing:
     }
     shown = [text for column, text in told.items() if table[column].notna().any()]
     caption = (
-        f"{name[0].upper()}{name[1:]} with its 95 % interval against what it took, means over seeds; "
+        f"{name.capitalize()} with its 95 % interval against what it took, means over seeds; "
         f"{'; '.join(shown)}. {study_words.counted(outcome)}. The broken line joins the arms that no other beats in "
         "both."
     )

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from attnlens.show import evidence_plots
 from attnlens.show.map_plots import bare, lattice
-from attnlens.show.plots import BROKEN, FAINT, HUES, INK, LOG_RATIO, QUIET, RISING, clean, looks
+from attnlens.show.plots import BROKEN, FAINT, HUES, INK, QUIET, RISING, clean, looks
 
 
 def arm_levels(table: pd.DataFrame, ax: Axes, *, reference: str, margin: float) -> Axes:
@@ -44,28 +45,12 @@ def trade_off(table: pd.DataFrame, ax: Axes, column: str, *, higher: bool) -> Ax
     table: columns model, value, low, high, `column`. The broken line joins the arms that no other beats in both.
     """
     known = table[table["value"].notna() & table[column].notna()]
-    values = known[column]
-    front = known[on_front(known["value"], values, higher=higher)].sort_values(column)
+    front = known[on_front(known["value"], known[column], higher=higher)].sort_values(column)
     ax.plot(front[column], front["value"], color=QUIET, linewidth=0.9, linestyle=BROKEN, zorder=1)
     for name, look in looks(table).items():
         rows = known[known["model"] == name]
         ax.vlines(rows[column], rows["low"], rows["high"], color=look.hue, linewidth=0.9, alpha=0.6, zorder=2)
-        dots = {"s": 34, "marker": look.marker, "linewidths": 0.8, "edgecolors": "white", "zorder": 3}
-        ax.scatter(rows[column], rows["value"], c=look.hue, label=name, **dots)
-    if len(values) > 1 and values.min() > 0 and values.max() > LOG_RATIO * values.min():
-        ax.set_xscale("log")
-        ax.set_xlim(values.min() / 2, values.max() * 2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers would be formulas
-        ax.xaxis.set_minor_locator(NullLocator())
-    else:
-        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        room = 0.08 * (high - low or 1.0)
-        ax.set_xlim(low - room * (low < 0), high + room)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-    ax.margins(y=0.1)
-    ax.grid(color=FAINT, linewidth=0.6)
-    ax.set_axisbelow(True)
-    return clean(ax)
+    return evidence_plots.quality_against(table, ax, column)
 
 
 def on_front(quality: pd.Series, cost: pd.Series, *, higher: bool) -> np.ndarray:

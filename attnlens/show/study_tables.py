@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnlens.analysis.ladder import ALPHA
 from attnlens.analysis.studies.outcome import StudyOutcome
 from attnlens.analysis.wording import p_value, signed
 from attnlens.show.latex import booktabs
@@ -13,18 +14,7 @@ from attnlens.show.study_figures import QUALITY
 from attnlens.show.study_words import counted
 
 RUNGS = {"yes": "✓", "no": "✕"}
-TEXTS = (
-    "arm",
-    "other",
-    "verdict",
-    "answer",
-    "place",
-    "measure",
-    "method",
-    "error",
-    "blocks",
-    "ladder",
-)  # set flush left
+TEXTS = ("arm", "other", "verdict", "answer", "place", "measure", "method", "error", "blocks", "ladder")  # flush left
 
 
 def study_tables(outcome: StudyOutcome) -> dict[str, pd.DataFrame]:
@@ -57,7 +47,7 @@ def study_tex(outcome: StudyOutcome) -> dict[str, str]:
         name, _ = QUALITY[arms["unit"].iloc[0]]
         reference = outcome.plan.file.held_against
         caption = (
-            f"{outcome.plan.file.title}: {model} on {data}; {counted(outcome)}. {name[0].upper()}{name[1:]}, and its "
+            f"{outcome.plan.file.title}: {model} on {data}; {counted(outcome)}. {name.capitalize()}, and its "
             f"difference to {reference}, with ± half of the 95 % interval over seeds and documents (crossed t); "
             "weights trained in percent of all; change of focus in points in the layer of the largest; rungs 1 to 5 of "
             "the evidence ladder. Bold: the best, and what is not told apart from it."
@@ -112,7 +102,7 @@ def _ties(outcome: StudyOutcome, arms: pd.DataFrame) -> set[str]:
     if pairs.empty:
         return {best}
     mine = pairs[(pairs["measure"] == "quality") & (pairs["model"] == row["model"]) & (pairs["data"] == row["data"])]
-    level = mine[~(mine["p_adjusted"] < 0.05) & ((mine["arm"] == best) | (mine["other"] == best))]
+    level = mine[~(mine["p_adjusted"] < ALPHA) & ((mine["arm"] == best) | (mine["other"] == best))]
     return {best, *level["arm"], *level["other"]}
 
 

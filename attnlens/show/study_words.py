@@ -13,10 +13,10 @@ from attnlens.show.plots import percent
 from attnlens.show.study_plots import on_front
 
 SAID = {
-    BETTER: "better than {reference}",
-    NOT_INFERIOR: "not inferior to {reference} by the margin",
-    INFERIOR: "inferior to {reference} by the margin",
-    OPEN: "left open",
+    BETTER: "Better than {reference}",
+    NOT_INFERIOR: "Not inferior to {reference} by the margin",
+    INFERIOR: "Inferior to {reference} by the margin",
+    OPEN: "Left open",
 }
 
 
@@ -77,13 +77,12 @@ def _quality(outcome: StudyOutcome, arms: pd.DataFrame) -> str:
     lines = []
     row = arms[arms["arm"] == reference]
     if len(row) and row["quality"].notna().all():
-        lines.append(f"{reference} reached {_level(row.iloc[0])}.")
+        lines.append(f"{_quoted(reference)} reached {_level(row.iloc[0])}.")
     for verdict, words in SAID.items():
         rows = arms[arms["verdict"] == verdict]
         if len(rows):
             told = [f"{_quoted(each['arm'])} ({_difference(each)})" for _, each in rows.iterrows()]
-            lines.append(f"{words.format(reference=reference)[0].upper()}{words.format(reference=reference)[1:]}: ")
-            lines[-1] += f"{listed(told)}."
+            lines.append(f"{words.format(reference=_quoted(reference))}: {listed(told)}.")
     unit = f"{100 * margin:g} points" if arms["unit"].iloc[0] == "accuracy" else f"{margin:g} nats"
     return f"{' '.join(lines)} The margin of {unit} was fixed beforehand."
 
@@ -185,7 +184,9 @@ def _focus(outcome: StudyOutcome, place: tuple[str, str]) -> str:
 def _focus_rivals(outcome: StudyOutcome, place: tuple[str, str]) -> str:
     """Which arms' change of focus, summed over layers, is told apart from the reference's."""
     mine, reference = _pairs(outcome, place, "focus"), outcome.plan.file.held_against
-    mine = mine[(mine["arm"] == reference) | (mine["other"] == reference)]
+    mine = mine[((mine["arm"] == reference) | (mine["other"] == reference)) & (mine["n_seeds"] >= LEAST_SEEDS)]
+    if mine["p_adjusted"].isna().all():
+        return ""
     told = []
     for _, row in mine[mine["p_adjusted"] < ALPHA].iterrows():
         turned = row["arm"] == reference
@@ -196,9 +197,6 @@ def _focus_rivals(outcome: StudyOutcome, place: tuple[str, str]) -> str:
         digits = digits_of(estimate, low, high)
         name = row["other"] if turned else row["arm"]
         told.append(f"{_quoted(name)} {signed(estimate, digits)} ({interval(low, high, digits)})")
-    mine = mine[mine["n_seeds"] >= LEAST_SEEDS]
-    if mine["p_adjusted"].isna().all():
-        return ""
     if not told:
         return f" No arm's change of focus, summed over layers, is told apart from that of {reference}."
     return f" Summed over layers, the change of focus differs from that of {reference} under {listed(told)} points."

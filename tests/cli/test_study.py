@@ -46,7 +46,7 @@ checkpoints = ["{tuning.tuned}"]
 def test_a_dry_run_says_what_it_would_take_and_writes_no_cell(attnlens: Run, file: Path, tmp_path: Path):
     done = attnlens("study", file, "--dry-run")
     assert done.code == 0 and "2 cells to run: about" in done.out and "measuring only" in done.out
-    assert done.out.rstrip().endswith("Nothing was trained or written.")
+    assert done.out.rstrip().endswith("Nothing was trained.")
     told = json.loads(attnlens("study", file, "--dry-run", "--json").out)
     assert told["cells"] == 2 and [line["arm"] for line in told["lines"]] == ["head", "there"]
     assert not list(tmp_path.glob("first/cells/*"))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from attnlens.analysis.results import Comparison
-from attnlens.show import files
+from attnlens.checkpoints import files
 from attnlens.show.drawing import WIDE
 from attnlens.show.figures import figure_set, rendered
 from attnlens.show.island import island

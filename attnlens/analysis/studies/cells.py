@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from attnlens.analysis.studies.data import Files
 from attnlens.analysis.studies.file import ArmPart, StudyFile
+from attnlens.checkpoints import files
 from attnlens.core.errors import AttnlensError, OutputExists
 
 CELLS, BEGUN, TRAINED, ROW, FAILED = "cells", "begun.json", "trained.json", "row.json", "failed.json"
@@ -74,10 +74,11 @@ class Plan:
 
     def cells(self) -> list[Cell]:
         """The cells of the study as far as their learning rates are known, seed by seed, so that all arms advance."""
+        rates = {line: self.chosen(*line) for line in self.lines()}
         known = {
-            (model, data, arm.name): self.chosen(model, data, arm)
-            for model, data, arm in self.lines()
-            if len(arm.rates) == 1 or self.chosen(model, data, arm) is not None
+            (model, data, arm.name): rate
+            for (model, data, arm), rate in rates.items()
+            if len(arm.rates) == 1 or rate is not None
         }
         of_seeds = [(seed, line) for seed in self.file.seeds for line in known]
         return [Cell(*line, known[line], seed) for seed, line in of_seeds if seed in self.seeds_of(line[2])]
@@ -170,10 +171,4 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def write(path: Path, facts: dict[str, Any]) -> None:
     """Put facts on disk, whole or not at all, a kill or a power cut in between included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}")
-    with building.open("w", encoding="utf-8") as file:
-        json.dump(facts, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    building.replace(path)
+    files.write(path, json.dumps(facts, ensure_ascii=False, indent=1).encode())

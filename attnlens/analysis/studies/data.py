@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attnlens.analysis.studies.file import DataPart
+from attnlens.checkpoints.files import write
 from attnlens.checkpoints.load import read_tokenizer
 from attnlens.checkpoints.packaged import encoder
 from attnlens.core.errors import AttnlensError, CorpusError
@@ -91,11 +92,8 @@ def prepared(part: DataPart, model: str, places: Places, folder: Path, *, task: 
 def _written(corpus: Corpus, path: Path) -> File:
     if not len(corpus):
         raise CorpusError(f"no row of {corpus.name} is left of what the study chooses")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}")
-    with building.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(_row(vars(example), corpus), ensure_ascii=False) + "\n" for example in corpus)
-    building.replace(path)
+    lines = [json.dumps(_row(vars(example), corpus), ensure_ascii=False) + "\n" for example in corpus]
+    write(path, "".join(lines).encode())
     return File(path, corpus_checksum(path))
 
 

@@ -35,11 +35,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rates = Annotated[tuple[Positive, ...], BeforeValidator(_rates), Field(min_length=1), AfterValidator(_each_once)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), AfterValidator(_each_once)]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^/\\\x00-\x1f]+$")]
-# What an arm may set of the methods' own options.
-OPTIONS = (
-    *("k", "layers", "budget", "denominator", "score", "commit", "rank", "alpha"),
-    *("virtual_tokens", "bottleneck", "variant"),
-)
+TWIN = "shuffled twin"  # what a comparison calls the twin of an arm
 
 
 class _Misplaced(ValueError):
@@ -106,6 +102,9 @@ class MeasurePart(Part):
     knockout: bool = False
 
 
+SHARED = ("name", "method", "checkpoints", "learning_rate", "twin")  # of an arm; the rest are options of its method
+
+
 class ArmPart(Part):
     """One way to fine-tune, or checkpoints that are there already.
 
@@ -144,7 +143,8 @@ class ArmPart(Part):
     @property
     def settings(self) -> dict[str, Any]:
         """The options of its method that were set."""
-        return {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+        own = [name for name in type(self).model_fields if name not in SHARED]
+        return {name: getattr(self, name) for name in own if getattr(self, name) is not None}
 
     @property
     def rates(self) -> tuple[float | None, ...]:
@@ -181,6 +181,10 @@ class StudyFile(Part):
             for number, name in enumerate(names):
                 if name in names[:number]:
                     raise _Misplaced(f"{name!r} stands twice among the {part}", (part, number, "name"))
+        taken = {TWIN, *(model.name for model in self.models)}  # an arm is compared with its base and with its twin
+        for number, arm in enumerate(self.arms):
+            if arm.name in taken:
+                raise _Misplaced(f"{arm.name!r} is the name of a model or of a twin", ("arms", number, "name"))
         if self.reference is not None and self.reference not in [arm.name for arm in self.arms]:
             told = UnknownName.among("arm", self.reference, [arm.name for arm in self.arms])
             raise _Misplaced(str(told), ("reference",))

@@ -30,10 +30,9 @@ class Focus:
     """profiles: change of focus by layer and family, one row an arm and layer, as shares of attention on content.
 
     totals: by arm and seed, (D,): Σ over layers of the change, mean over the texts of a document. answers: by arm.
-    salience: the definition, empty where no word was marked.
+    Empty where no word was marked.
     """
 
-    salience: str = ""
     profiles: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["arm", "family", "layer", "estimate", "low", "high"])
     )
@@ -65,14 +64,13 @@ class _Runs:
         """Of each text."""
         return next(iter(self.of.values())).data["document"].values
 
-    def focus(self, seed: int, model: str | int) -> xr.DataArray:
-        """Of the model by name, or the base by place 0, mean over nothing: (example, layer, head)."""
-        data = self.of[seed].data["focus"].sel(salience=self.salience)
-        return data.isel(model=model) if isinstance(model, int) else data.sel(model=model)
+    def focus(self, seed: int, model: str) -> xr.DataArray:
+        """Of a model by name: (example, layer, head)."""
+        return self.of[seed].data["focus"].sel(salience=self.salience, model=model)
 
     def shift(self, seed: int) -> xr.DataArray:
         """Tuned less base."""
-        return self.focus(seed, self.arm) - self.focus(seed, 0)
+        return self.focus(seed, self.arm) - self.focus(seed, self.of[seed].models[0])
 
 
 def focus_of(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Focus:
@@ -91,7 +89,7 @@ def focus_of(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Focus:
         profiles.append(tests[tests["layer"] >= 0].assign(arm=arm))
         answers[arm] = _answer(runs, tests, plan)
         totals[arm] = {seed: document_means(over_heads(runs.shift(seed)).sum(1), runs.documents) for seed in runs.of}
-    return Focus(first.salience[0], pd.concat(profiles, ignore_index=True), totals, answers)
+    return Focus(pd.concat(profiles, ignore_index=True), totals, answers)
 
 
 def _tests(runs: _Runs, rival: _Runs | None, plan: Plan) -> pd.DataFrame:

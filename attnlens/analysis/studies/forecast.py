@@ -1,10 +1,13 @@
 """What a study would take, before anything is trained: from a few real steps of every arm that are thrown away."""
 
-from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 import torch
 
 from attnlens.analysis.studies.cells import ROW, TRAINED, Cell, Plan
+from attnlens.analysis.studies.run import StudyOptions, held
+from attnlens.text.corpus import read_corpus
 from attnlens.training.estimate import Estimate, estimate
 from attnlens.training.options import TrainOptions
 
@@ -12,39 +15,33 @@ from attnlens.training.options import TrainOptions
 PASSES = 2.0
 
 
-@dataclass(frozen=True)
-class Line:
-    """One arm on one model and data set: cells that are left, seconds of one, bytes of memory at its peak."""
-
-    model: str
-    data: str
-    arm: str
-    cells: int
-    seconds: float
-    memory: int
+COLUMNS = ("model", "data", "arm", "cells", "seconds", "memory")
 
 
-def forecast(plan: Plan) -> list[Line]:
-    """A line for every arm with cells that are left; nothing is trained or written.
+def forecast(path: str | Path, options: StudyOptions | None = None) -> pd.DataFrame:
+    """What is left of a study, a row for every arm on every model and data set: no cell is trained or written.
 
-    Seconds hold for one process alone on this machine, with the threads that the study gives a cell.
+    Columns: cells (that are left), seconds (of one, in one process alone on this machine with the threads that the
+    study gives it; 0 for checkpoints that were given, which are measured only), memory (bytes at a cell's peak).
+    Raises as `attnlens.study`.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(plan.file.threads)
-    try:
-        return _lines(plan)
-    finally:
-        torch.set_num_threads(before)
+    with held(path, StudyOptions() if options is None else options) as plan:
+        torch.set_num_threads(plan.file.threads)
+        try:
+            return pd.DataFrame(_lines(plan), columns=COLUMNS)
+        finally:
+            torch.set_num_threads(before)
 
 
-def _lines(plan: Plan) -> list[Line]:
+def _lines(plan: Plan) -> list[tuple[str, str, str, int, float, int]]:
     lines = []
     for model, data, arm in plan.lines():
         left = len(_left(plan, model, data, arm.name))
         if not left:
             continue
         if arm.method is None:
-            lines.append(Line(model, data, arm.name, left, 0.0, 0))
+            lines.append((model, data, arm.name, left, 0.0, 0))
             continue
         shared = plan.file.training.model_dump()
         options = TrainOptions(**shared, **arm.settings, learning_rate=arm.rates[0])
@@ -53,9 +50,9 @@ def _lines(plan: Plan) -> list[Line]:
             plan.models[model], files.train.path, method=arm.method, seed=plan.file.seeds[0], options=options
         )
         runs = 2 if arm.twin else 1
-        measured = _measured(found, plan, runs)
+        measured = _measured(found, plan, runs, len(read_corpus(files.test.path)))
         seconds = runs * found.seconds["all"] + measured
-        lines.append(Line(model, data, arm.name, left, seconds, found.memory["peak"]))
+        lines.append((model, data, arm.name, left, seconds, found.memory["peak"]))
     return lines
 
 
@@ -71,8 +68,8 @@ def _left(plan: Plan, model: str, data: str, arm: str) -> list[Cell]:
     return left + open_runs[1:]  # one of the grid's runs is the first seed's
 
 
-def _measured(found: Estimate, plan: Plan, runs: int) -> float:
-    """Seconds of judging and comparing, from those of an evaluation of the held-out rows."""
-    rows = plan.file.measure.limit or 0
+def _measured(found: Estimate, plan: Plan, runs: int, texts: int) -> float:
+    """Seconds of judging all test texts and comparing on some, from those of an evaluation of the held-out rows."""
     each = found.seconds["evaluation"] / max(1, found.evaluations) / max(1, found.heldout)
-    return each * (rows * PASSES * (1 + runs) + runs * rows)
+    compared = min(texts, plan.file.measure.limit or texts)
+    return each * (compared * PASSES * (1 + runs) + runs * texts)

@@ -39,7 +39,7 @@ class StudyOutcome:
     (level C: difference, interval, p, verdict), means of costs. pairs: differences of every two arms, paired by seed.
     profiles: change of focus by layer: families seeds, beyond null, against rival, and profile. ranks: each arm's place
     by seed. selections: what methods that choose blocks chose. answers: by (model, data), then arm: of the headline
-    salience. failed: cells that failed, with the reason. planned: how many cells the study has.
+    salience. failed: cells that failed, with the reason.
     """
 
     plan: Plan
@@ -51,7 +51,11 @@ class StudyOutcome:
     selections: pd.DataFrame
     answers: dict[tuple[str, str], dict[str, Answer]]
     failed: dict[Cell, str]
-    planned: int
+
+    @property
+    def planned(self) -> int:
+        """How many cells the study has."""
+        return self.plan.size
 
     def __repr__(self) -> str:
         """How far it is, and the arms."""
@@ -76,7 +80,7 @@ def outcome(plan: Plan, failed: dict[Cell, str] | None = None) -> StudyOutcome:
             for name, table in found.items():
                 tables[name].append(table.assign(model=model.name, data=data.name))
     whole = {name: pd.concat(some, ignore_index=True) if some else pd.DataFrame() for name, some in tables.items()}
-    return StudyOutcome(plan, cells, **whole, answers=answers, failed=dict(failed or {}), planned=plan.size)
+    return StudyOutcome(plan, cells, **whole, answers=answers, failed=dict(failed or {}))
 
 
 def _of_line(plan: Plan, rows: dict[Cell, dict[str, Any]], cells: pd.DataFrame) -> dict[str, Any]:
@@ -103,10 +107,10 @@ def _of_line(plan: Plan, rows: dict[Cell, dict[str, Any]], cells: pd.DataFrame) 
 
 def _totals(focus: Focus) -> pd.DataFrame:
     """Of each arm the change of focus in the layer where it is largest, in points, with its interval (`told`)."""
-    if focus.profiles.empty:
-        return pd.DataFrame(columns=["arm", "focus_layer", "focus", "focus_low", "focus_high"])
-    seeds = told(focus.profiles)
     columns = ["arm", "focus_layer", "focus", "focus_low", "focus_high"]
+    if focus.profiles.empty:
+        return pd.DataFrame(columns=columns)
+    seeds = told(focus.profiles)
     sizes = seeds["estimate"].abs().dropna()
     largest = seeds.loc[sizes.groupby(seeds["arm"]).idxmax()]
     points = 100 * largest[["estimate", "low", "high"]]

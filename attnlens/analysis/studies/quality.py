@@ -34,7 +34,7 @@ def test_values(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Values:
     found: dict[str, dict[int, np.ndarray]] = {}
     unit, higher = "", True
     for cell, row in rows.items():
-        if row["test"] is None:
+        if not row["test"]:
             continue
         unit, higher = row["test"]["unit"], row["test"]["higher"]
         with np.load(plan.folder / cell.path / TEXTS, allow_pickle=False) as arrays:

@@ -6,35 +6,29 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 
 import torch
 
 from attnlens.analysis.studies.cells import CELLS, FAILED, ROW, TRAINED, Cell, Plan, read, write
 from attnlens.analysis.studies.work import Job, without_weights
-from attnlens.core.errors import OutputExists
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
 
 
 @dataclass
 class State:
     """Where a study stands: cells finished, failed with their reason, running with stage, done and total.
 
-    total: all cells; those of arms whose learning rate is still open are counted, too.
+    total: all cells; those of arms whose learning rate is still open are counted, too. begun: jobs of this run.
     """
 
     finished: list[Cell] = field(default_factory=list)
     failed: dict[Cell, str] = field(default_factory=dict)
     running: dict[Cell, tuple[str, int, int]] = field(default_factory=dict)
     total: int = 0
+    begun: int = 0
 
 
 Watch = Callable[[State], None]
@@ -43,33 +37,33 @@ Watch = Callable[[State], None]
 def run_cells(plan: Plan, processes: int, watch: Watch) -> State:
     """Run what is missing: the grids, then every cell. A cell that fails is told in the state, and the rest goes on.
 
-    A kill at any moment loses no finished cell; the next call goes on within the cells that were running. Ctrl-C ends
-    the running cells at once.
+    The caller holds the folder. A kill at any moment loses no finished cell; the next call goes on within the cells
+    that were running. Ctrl-C ends the running cells at once.
     """
     state = State(total=plan.size)
-    with _alone(plan.folder):
-        # What failed is tried again; a grid is not decided before.
-        for path in plan.folder.glob(f"{CELLS}/**/{FAILED}"):
-            path.unlink()
-        tried = set[tuple[Cell, bool]]()
-        workers: dict[int, _Worker] = {}
-        events: SimpleQueue[int] = SimpleQueue()
-        try:
-            while True:
-                for place, job in zip(_free(workers, processes), _waiting(plan, tried), strict=False):
-                    tried.add((job.cell, job.measure))
-                    workers[place] = _Worker(job, place, events)
-                _read(plan, state, workers)
-                watch(state)
-                if not workers:
-                    return state
-                worker = workers.get(place := events.get())
-                if worker is not None and worker.ended:  # its last word may come after it was seen to have ended
-                    _settle(workers.pop(place))
-        finally:
-            for worker in workers.values():
-                worker.process.kill()
-                worker.listener.join()
+    # What failed is tried again; a grid is not decided before.
+    for path in plan.folder.glob(f"{CELLS}/**/{FAILED}"):
+        path.unlink()
+    tried = set[tuple[Cell, bool]]()
+    workers: dict[int, _Worker] = {}
+    events: SimpleQueue[int] = SimpleQueue()
+    try:
+        while True:
+            for place, job in zip(_free(workers, processes), _waiting(plan, tried), strict=False):
+                tried.add((job.cell, job.measure))
+                workers[place] = _Worker(job, place, events)
+            state.begun = len(tried)
+            _read(plan, state, workers)
+            watch(state)
+            if not workers:
+                return state
+            worker = workers.get(place := events.get())
+            if worker is not None and worker.ended:  # its last word may come after it was seen to have ended
+                _settle(workers.pop(place))
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+            worker.listener.join()
 
 
 def _free(workers: dict[int, "_Worker"], processes: int) -> list[int]:
@@ -145,16 +139,3 @@ class _Worker:
                 events.put(place)
         self.ended = True
         events.put(place)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the study's folder against a second run; the system lets go of it at a kill."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExists(f"another run is at work in {folder}: wait for it, or choose another -o") from None
-        yield

@@ -1,7 +1,8 @@
 """A study from its file to its finished cells."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from attnlens.checkpoints.identity import files_sha256, read_record
 from attnlens.checkpoints.source import locate
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
 
-DATA, COPY = "data", "study.toml"
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+DATA, COPY, LOCK = "data", "study.toml", ".lock"
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,10 @@ class StudyOptions:
 def planned(path: str | Path, options: StudyOptions) -> Plan:
     """The study in its folder, with the rows of every cell made ready; nothing is run.
 
-    Raises OutputExists where the folder holds cells of another study file, unless `force` clears them away.
+    Raises OutputExists where the folder holds cells of another study file, unless `force` will clear them away.
     """
     path = Path(path)
-    file = read_study(path)
-    folder = Path(options.output or path.stem)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / COPY).is_file():
-        raise OutputExists(f"{folder} is a folder but not a study's, so it is never written into: choose another -o")
+    file, folder = read_study(path), _folder(path, options)
     places = Places(path.parent, Path(options.data_root).expanduser() if options.data_root is not None else None)
     models = {part.name: places.of_model(part.checkpoint) for part in file.models}
     given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
@@ -63,10 +66,8 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
     }
     plan = Plan(file, folder, models, files, given, weights)
     plan.folders()
-    if options.force:
-        for cell in plan.strange(plan.possible()):
-            shutil.rmtree(folder / cell.path)
-    plan.check(plan.possible())
+    if not options.force:
+        plan.check(plan.possible())
     shutil.copyfile(path, folder / COPY)
     return plan
 
@@ -74,8 +75,37 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
 def run(path: str | Path, options: StudyOptions | None = None) -> tuple[Plan, State]:
     """Run what is missing of a study: its cells, and what became of them."""
     options = StudyOptions() if options is None else options
-    plan = planned(path, options)
-    return plan, run_cells(plan, options.processes, options.watch or (lambda state: None))
+    with held(path, options) as plan:
+        for cell in plan.strange(plan.possible()):  # there are none without `force`
+            shutil.rmtree(plan.folder / cell.path)
+        return plan, run_cells(plan, options.processes, options.watch or (lambda state: None))
+
+
+@contextmanager
+def held(path: str | Path, options: StudyOptions) -> Iterator[Plan]:
+    """The study planned, its folder held against any other run: that one reads the rows that planning writes.
+
+    The system lets go of the folder at a kill.
+    """
+    read_study(path)  # a faulty file makes no folder
+    folder = _folder(Path(path), options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExists(f"another run is at work in {folder}: wait for it, or choose another -o") from None
+        yield planned(path, options)
+
+
+def _folder(path: Path, options: StudyOptions) -> Path:
+    """Where the study lies; OutputExists where something else does."""
+    folder = Path(options.output or path.stem)
+    strangers = [each for each in folder.glob("*") if each.name != LOCK]
+    if strangers and not (folder / COPY).is_file():
+        raise OutputExists(f"{folder} is a folder but not a study's, so it is never written into: choose another -o")
+    return folder
 
 
 def _by_seed(file: StudyFile, checkpoints: tuple[str, ...], places: Places) -> dict[int, str]:

@@ -12,7 +12,8 @@ import torch
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
 from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan, read, write
-from attnlens.analysis.studies.judge import judge
+from attnlens.analysis.studies.file import TWIN
+from attnlens.analysis.studies.judge import Judgement, judge
 from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.load import Checkpoint, load_all
 from attnlens.text.corpus import Corpus, read_corpus
@@ -21,7 +22,6 @@ from attnlens.training.train import finetune
 from attnlens.training.twin import twin_path
 
 CHECKPOINT, COMPARISON, TEXTS = "tuned.ckpt", "comparison", "texts.npz"
-TWIN = "shuffled twin"
 Progress = Callable[[str, int, int], None]
 
 
@@ -71,8 +71,7 @@ def carry_out(job: Job, progress: Progress) -> None:
     if job.measure and read(job.folder / ROW) is None:
         _measure(job, progress)
         if not job.plan.file.keep_checkpoints and job.cell.arm not in job.plan.given:
-            for path in (job.checkpoint, twin_path(job.checkpoint)):
-                shutil.rmtree(path, ignore_errors=True)
+            without_weights(job)
 
 
 def _train(job: Job, progress: Progress) -> None:
@@ -103,31 +102,29 @@ def _measure(job: Job, progress: Progress) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = load_all(sources, names=(cell.model, cell.arm, TWIN)[: len(sources)], device=device)
     train, test = (read_corpus(file.path) for file in plan.files[cell.model, cell.data])
-    facts = [_judged(model, test, source, job, index) for index, (model, source) in _tuned(models, sources)]
+    judged = [_judged(model, test, source, plan) for model, source in zip(models[1:], sources[1:], strict=True)]
     comparison = compare(
         models[0],
         models[1:],
         corpus=test,
         salience=measuring.salience,
         options=CompareOptions(
-            limit=measuring.limit,
-            max_length=measuring.max_length,
-            batch_size=measuring.batch_size,
-            rows=measuring.rows,
-            sesoi=measuring.sesoi,
-            knockout=measuring.knockout,
+            **measuring.model_dump(exclude={"salience"}),
             background=train,
             passages=0,
             progress=lambda done, total: progress("measuring", done, total),
         ),
     )
+    _keep_texts(job.folder / TEXTS, judged[0], test)
     comparison.save(job.folder / COMPARISON)
     row = {
         "key": plan.key(cell),
         "cell": vars(cell),
         "record": _kept(read_record(job.checkpoint) or {}),
-        "test": facts[0],
-        "twin": facts[1] if len(facts) > 1 else None,
+        "test": _told(judged[0]),
+        "twin": None
+        if job.twin is None
+        else _told(judged[1]) | {"selection_overlap": (read_record(job.twin) or {}).get("selection_overlap")},
         "focus": {name: _headline(comparison, cell.arm, name) for name in comparison.salience},
         "threads": torch.get_num_threads(),
         "device": device,
@@ -135,26 +132,26 @@ def _measure(job: Job, progress: Progress) -> None:
     write(job.folder / ROW, row)
 
 
-def _tuned(models: list[Checkpoint], sources: list[Any]) -> Any:
-    return enumerate(zip(models[1:], sources[1:], strict=True))
-
-
-def _judged(model: Checkpoint, test: Corpus, source: Path, job: Job, index: int) -> dict[str, Any] | None:
-    """Scores on the test texts; of the real run what every text got, too. None for a checkpoint without a record."""
+def _judged(model: Checkpoint, test: Corpus, source: str | Path, plan: Plan) -> Judgement | None:
+    """What every test text got; None for a checkpoint without a record of its training."""
     record = read_record(source)
     if record is None:
         return None
-    options = job.plan.file.training
-    length = int(record["options"]["max_length"])
-    found = judge(model, test, record, max_length=length, batch_size=options.batch_size)
-    if index == 0:
-        documents = np.array([example.document for example in test])
-        building = job.folder / f".{TEXTS}"
-        with building.open("wb") as file:
-            np.savez_compressed(file, values=found.values, documents=documents)
-        building.replace(job.folder / TEXTS)
-    told = {"unit": found.unit, "higher": found.higher, "texts": len(test), **found.scores}
-    return told | {"selection_overlap": record.get("selection_overlap")}
+    length, batch_size = int(record["options"]["max_length"]), plan.file.training.batch_size
+    return judge(model, test, record, max_length=length, batch_size=batch_size)
+
+
+def _told(judgement: Judgement | None) -> dict[str, Any]:
+    """The scores of the whole, for the row."""
+    if judgement is None:
+        return {}
+    return {"unit": judgement.unit, "higher": judgement.higher, "texts": len(judgement.values), **judgement.scores}
+
+
+def _keep_texts(path: Path, judgement: Judgement | None, test: Corpus) -> None:
+    """What every text got, with its document; there before the row that makes the cell finished."""
+    if judgement is not None:
+        np.savez_compressed(path, values=judgement.values, documents=np.array([each.document for each in test]))
 
 
 def _kept(record: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +169,6 @@ def _headline(comparison: Comparison, arm: str, salience: str) -> dict[str, Any]
 
 
 def without_weights(job: Job) -> None:
-    """Remove the weights of a cell whose learning rate did not win."""
+    """Remove the weights of a cell, which nobody needs any more."""
     for path in (job.checkpoint, twin_path(job.checkpoint)):
         shutil.rmtree(path, ignore_errors=True)

@@ -115,6 +115,8 @@ FAULTS = {
         "checkpoints are trained already: their arm takes a name and nothing else",
     ),
     "name twice": ('"last"', '"full"', 25, "name: 'full' stands twice among the arms"),
+    "name of the model": ('"last"', '"tiny"', 25, "name: 'tiny' is the name of a model or of a twin"),
+    "name of a twin": ('"last"', '"shuffled twin"', 25, "name: 'shuffled twin' is the name of a model or of a twin"),
     "name of a path": ('"last"', '"a/b"', 25, "name: string should match pattern"),
     "reference": ("seeds", 'reference = "ful"\nseeds', 2, "reference: unknown arm 'ful': did you mean 'full'?"),
 }

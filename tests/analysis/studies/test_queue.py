@@ -10,7 +10,6 @@ from attnlens.analysis.studies import queue
 from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan, read, write
 from attnlens.analysis.studies.queue import State, run_cells
 from attnlens.analysis.studies.work import Job
-from attnlens.core.errors import OutputExists
 from tests.analysis.studies.test_cells import GRID, plan
 
 SCORES = dict(zip(GRID, (0.1, 0.3, 0.2), strict=True))
@@ -85,18 +84,3 @@ def test_a_grid_with_a_failure_is_tried_again_before_it_is_decided(tmp_path: Pat
     ran(some, Instant, monkeypatch, processes=20)
     assert (second, False) in Instant.done and read(some.folder / second.path / FAILED) is None
     assert {cell.rate for cell, _ in Instant.done if cell.arm == "full" and cell.data == "one"} == {second.rate}
-
-
-def test_one_run_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    some, refused = plan(tmp_path), list[str]()
-
-    def again(state: State) -> None:
-        with pytest.raises(OutputExists, match="another run is at work in") as caught:
-            run_cells(some, 1, lambda state: None)
-        refused.append(str(caught.value))
-
-    monkeypatch.setattr(queue, "_Worker", Instant)
-    Instant.done = []
-    run_cells(some, 1, again)
-    assert refused
-    run_cells(some, 1, lambda state: None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from attnlens.analysis.studies.cells import BEGUN, CELLS, FAILED, ROW, TRAINED, Cell, Plan, read
 from attnlens.analysis.studies.outcome import StudyOutcome, outcome
 from attnlens.analysis.studies.queue import State
-from attnlens.analysis.studies.run import StudyOptions, planned, run
+from attnlens.analysis.studies.run import StudyOptions, held, planned, run
 from attnlens.analysis.studies.work import TEXTS, Job, carry_out
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, OutputExists
 from tests.analysis.studies.small import BROKEN, FROZEN, GIVEN, GRID, small
@@ -46,7 +47,7 @@ def carried_out(path: Path, output: Path, *, processes: int = 1) -> Ran:
     states = list[State]()
 
     def watch(state: State) -> None:
-        states.append(State(list(state.finished), dict(state.failed), dict(state.running), state.total))
+        states.append(deepcopy(state))
 
     plan, last = run(path, StudyOptions(output=output, processes=processes, watch=watch))
     assert vars(last) == vars(states[-1]) and not last.running
@@ -242,7 +243,9 @@ def finished(undisturbed: Ran, tmp_path: Path) -> Path:
     return Path(shutil.copytree(undisturbed.plan.folder, tmp_path / "study"))
 
 
-def test_cells_of_another_study_are_refused_and_force_clears_them(finished: Path, tuning: Tuning, tmp_path: Path):
+def test_cells_of_another_study_are_refused_and_force_clears_them(
+    finished: Path, tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     text = small(tmp_path / "other", tuning, GRID).read_text()
     path = tmp_path / "other" / "small.toml"
     path.write_text(text.replace("twin = true", "twin = false"), encoding="utf-8")
@@ -250,8 +253,27 @@ def test_cells_of_another_study_are_refused_and_force_clears_them(finished: Path
     with pytest.raises(OutputExists, match=r"holds cells of another study file.*full at .*--force to run such cells"):
         planned(path, StudyOptions(output=finished))
     assert files(finished / CELLS) == before
-    plan = planned(path, StudyOptions(output=finished, force=True))
+    forced = StudyOptions(output=finished, force=True)
+    plan = planned(path, forced)
+    assert files(finished / CELLS) == before  # a plan, of a dry run for one, removes nothing
+    monkeypatch.setattr("attnlens.analysis.studies.run.run_cells", lambda plan, processes, watch: State())
+    run(path, forced)
     assert files(finished / CELLS) == {} and plan.cells() == []  # the grid is open again
+
+
+def test_a_second_run_is_refused_and_changes_nothing(
+    finished: Path, tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = small(tmp_path / "other", tuning, GRID)
+    path.write_text(path.read_text().replace("twin = true", "twin = false"), encoding="utf-8")
+    with held(small(tmp_path, tuning, GRID), StudyOptions(output=finished)):
+        before = files(finished)
+        for force in (False, True):
+            with pytest.raises(OutputExists, match="another run is at work in"):
+                run(path, StudyOptions(output=finished, force=force))
+        assert files(finished) == before
+    with held(small(tmp_path, tuning, GRID), StudyOptions(output=finished)):  # the first has let go
+        pass
 
 
 def test_other_weights_are_another_study(finished: Path, tuning: Tuning, tmp_path: Path):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` under a temporary name, then rename; folders are made as needed."""
+    """Write `content` to `path` under a temporary name, flush it to disk, then rename; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_mask())  # mkstemp makes files that only their owner reads
         Path(temporary).replace(path)
     except BaseException:
