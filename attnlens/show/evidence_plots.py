@@ -72,7 +72,7 @@ def quality_against(table: pd.DataFrame, ax: Axes, column: str) -> Axes:
     else:
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         room = 0.08 * (high - low or 1.0)
-        ax.set_xlim(low - room * (low < 0), high + room)
+        ax.set_xlim(low - room * (values.min() < room), high + room)  # a marker at the end is whole
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
     ax.margins(y=0.15)
     ax.grid(color=FAINT, linewidth=0.6)

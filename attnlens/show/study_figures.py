@@ -47,7 +47,7 @@ def quality(outcome: StudyOutcome) -> Drawing:
     name, unit = QUALITY[arms["unit"].iloc[0]]
     means = arms.assign(part="mean", value=arms["quality"])
     seeds = placed(outcome, outcome.cells).assign(part="seed", low=np.nan, high=np.nan)
-    seeds = seeds.assign(value=seeds[arms["unit"].iloc[0]])
+    seeds = seeds.assign(value=seeds["quality"])
     order = {arm.name: number for number, arm in enumerate(outcome.plan.file.arms)}
     table = pd.concat([means, seeds], ignore_index=True)
     table = table.sort_values("arm", key=lambda names: names.map(order), kind="stable", ignore_index=True)
@@ -59,7 +59,7 @@ def quality(outcome: StudyOutcome) -> Drawing:
     )
     caption = (
         f"{name.capitalize()} of each arm: mean over test documents and seeds with its 95 % interval over both "
-        f"(crossed t); small dots: the seeds, over texts. {study_words.counted(outcome)}. Line: the mean of "
+        f"(crossed t); small dots: the seeds. {study_words.counted(outcome)}. Line: the mean of "
         f"{outcome.plan.file.held_against}; broken line: the margin beyond which an arm is inferior, fixed beforehand."
     )
     return Drawing("study_quality", "study", study_words.quality_finding(outcome), caption, table, quality_picture)

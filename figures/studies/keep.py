@@ -1,7 +1,7 @@
 """Keep the numbers, figures and sentences of a finished study in this folder: no text of its data, no weights.
 
-The conclusion of a study goes into its README.md with the sentences of results.txt; of legal also the table of another
-paper's abstract beside ours.
+What we conclude from a study is written by hand, in NAME/conclusion.md; legal also gets the table of another paper's
+abstract beside ours.
 Usage: python figures/studies/keep.py STUDY_FOLDER NAME
 """
 
@@ -9,11 +9,16 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from attnlens.analysis.studies.file import read_study
+from attnlens.show.plots import percent
+
 HERE = Path(__file__).parent
 KINDS = ("csv", "pdf", "png", "txt", "tex")
+MARKS = {"yes": "✓", "no": "✕"}
 # As printed in the abstract "Efficient Fine-Tuning Strategies for Domain-specific LLMs" (2025): XLM-R on legal and
 # medical texts; the scores are of different measures and tasks, and "adapters" alone is an F1.
 PRINTED = {
@@ -39,12 +44,17 @@ def kept(source: Path, target: Path) -> None:
 def readme(target: Path) -> str:
     """The page of a kept study."""
     summary = json.loads((target / "summary.json").read_text("utf-8"))
-    cells = summary["cells"]
+    cells, conclusion = summary["cells"], target / "conclusion.md"
     lines = [
         f"# {summary['title']}",
         f"{cells['finished']} of {cells['planned']} cells, {cells['failed']} failed; attnlens {summary['attnlens']}, "
         "every cell in one thread on a CPU. The study is [study.toml](study.toml), a row a cell "
         "[cells.csv](cells.csv), the arms [arms.csv](arms.csv), every two of them [pairs.csv](pairs.csv).",
+        *([conclusion.read_text("utf-8").strip()] if conclusion.is_file() else []),
+        arms_table(summary),
+        "Accuracy: mean over test documents and seeds in percent, with its 95 % interval over both. Difference: to "
+        f"{read_study(target / 'study.toml').held_against}, paired by seed. Focus: change in points, in the layer "
+        "where it is largest. Ladder: rungs 1 to 5 of the evidence, ✓ shown, ✕ not shown, – not tested.",
         "![Quality of the arms](study_quality.png)",
         "![Quality against what it took](study_trade_off.png)",
         "![Change of focus by layer](study_focus.png)",
@@ -56,16 +66,40 @@ def readme(target: Path) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def arms_table(summary: dict[str, Any]) -> str:
+    """One row an arm: quality, difference, price, focus, ladder."""
+    rungs = {answer["arm"]: answer["rungs"].values() for answer in summary["answers"]}
+    rows = ["| arm | accuracy | difference | weights trained | focus | ladder |", "|---|---|---|---|---|---|"]
+    for arm in summary["arms"]:
+        cells = [
+            arm["arm"],
+            span(arm, ("quality", "low", "high"), ".1f"),
+            span(arm, ("difference", "difference_low", "difference_high"), "+.1f"),
+            f"{percent(arm['changed'])} %",
+            f"{arm['focus']:+.1f}".replace("-", "−"),
+            "".join(MARKS.get(status, "–") for status in rungs.get(arm["arm"], ())),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def span(row: Any, names: tuple[str, str, str], form: str) -> str:
+    """A share and its interval, in percent; empty where there is none."""
+    if row[names[0]] is None:
+        return ""
+    value, low, high = (f"{100 * row[name]:{form}}".replace("-", "−") for name in names)
+    return f"{value} ({low} … {high})"
+
+
 def beside(target: Path) -> list[str]:
     """What an abstract printed, and what the same methods reached here."""
     arms = pd.read_csv(target / "arms.csv").set_index("arm")
     rows = ["| method | printed there | here: test accuracy | macro-F1 | weights trained |", "|---|---|---|---|---|"]
-    for name, (method, printed) in PRINTED.items():
-        if name in arms.index:
-            arm = arms.loc[name]
-            ours = f"{100 * arm['quality']:.1f} % ({100 * arm['low']:.1f} … {100 * arm['high']:.1f})"
-            rows.append(f"| {method} | {printed} | {ours} | {100 * arm['macro_f1']:.1f} % | {arm['changed']:.2g} % |")
     there = [name for name in PRINTED if name in arms.index]
+    for name in there:
+        arm, (method, printed) = arms.loc[name], PRINTED[name]
+        cells = (span(arm, ("quality", "low", "high"), ".1f"), f"{100 * arm['macro_f1']:.1f}")
+        rows.append(f"| {method} | {printed} | {' | '.join(cells)} | {percent(arm['changed'])} % |")
     order = sorted(there, key=lambda name: -arms.loc[name, "quality"])
     return [
         "\n".join(rows),

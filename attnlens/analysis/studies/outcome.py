@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Answer
 from attnlens.analysis.studies.cells import ROW, Cell, Plan, read
 from attnlens.analysis.studies.focus import Focus, focus_of, told
-from attnlens.analysis.studies.quality import arms_quality, pairs_quality, ranks, test_values
+from attnlens.analysis.studies.quality import arms_quality, of_documents, pairs_quality, ranks, test_values
 from attnlens.analysis.studies.selections import selections
 
 # Of a training record: column → where it stands.
@@ -119,7 +120,11 @@ def _totals(focus: Focus) -> pd.DataFrame:
 
 
 def cell_row(plan: Plan, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
-    """One line of cells.csv: shares in percent, forgetting in nats a token, drift relative, focus in points."""
+    """One line of cells.csv: shares in percent, forgetting in nats a token, drift relative, focus in points.
+
+    quality: mean over test documents of accuracy or loss, as in the table of arms; accuracy, macro_f1 and loss are over
+    texts.
+    """
     record, test = row["record"], row["test"] or {}
     rates = plan.arm(cell.arm).rates
     found: dict[str, Any] = {name: getattr(cell, name) for name in ("model", "data", "arm", "seed")}
@@ -127,6 +132,7 @@ def cell_row(plan: Plan, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
         "method": record.get("method"),
         "learning_rate": record.get("learning_rate"),
         "at_edge": len(rates) > 1 and cell.rate in (min(filter(None, rates)), max(filter(None, rates))),
+        "quality": float(np.nanmean(of_documents(plan, cell))) if test else None,
         **{name: test.get(name) for name in ("accuracy", "macro_f1", "loss", "perplexity") if name in test},
         "texts": test.get("texts"),
         "held_out": (record.get("metrics") or {}).get("macro_f1"),

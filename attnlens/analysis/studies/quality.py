@@ -37,9 +37,14 @@ def test_values(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Values:
         if not row["test"]:
             continue
         unit, higher = row["test"]["unit"], row["test"]["higher"]
-        with np.load(plan.folder / cell.path / TEXTS, allow_pickle=False) as arrays:
-            found.setdefault(cell.arm, {})[cell.seed] = document_means(arrays["values"], arrays["documents"])
+        found.setdefault(cell.arm, {})[cell.seed] = of_documents(plan, cell)
     return Values(found, unit, higher)
+
+
+def of_documents(plan: Plan, cell: Cell) -> np.ndarray:
+    """What a cell reached on every test document (D,), a mean over its texts."""
+    with np.load(plan.folder / cell.path / TEXTS, allow_pickle=False) as arrays:
+        return document_means(arrays["values"], arrays["documents"])
 
 
 def arms_quality(values: Values, order: Sequence[str], reference: str, margin: float) -> pd.DataFrame:

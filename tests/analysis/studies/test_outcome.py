@@ -189,10 +189,16 @@ def test_a_row_of_the_table_by_hand(tuning: Tuning, tmp_path: Path):
         "threads": 1,
         "device": "cpu",
     }
-    made = cell_row(plan, Cell("tiny", "clauses", "full", 1e-2, 0), row)
+    cell = Cell("tiny", "clauses", "full", 1e-2, 0)
+    folder = plan.folder / cell.path
+    folder.mkdir(parents=True)
+    values, documents = [1.0, 0.0, 1.0, 1.0], ["a", "a", "a", "b"]  # ⅔ and 1
+    np.savez(folder / TEXTS, values=values, documents=documents)
+    made = cell_row(plan, cell, row)
     expected = {
         "at_edge": True,
         "learning_rate": 1e-2,
+        "quality": pytest.approx((2 / 3 + 1) / 2),
         "accuracy": 0.5,
         "held_out": 0.4,
         "best_step": 7,
