@@ -185,3 +185,32 @@ def _divergence(p: dict[int, decimal.Decimal], q: dict[int, decimal.Decimal]) ->
     if not p.keys() <= q.keys():
         return decimal.Decimal("inf")
     return sum((w * (w / q[j]).ln() for j, w in p.items()), decimal.Decimal(0))
+
+
+def of_weights(weights: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of softmax rows (B, H, Q, K) that are given, one row at a time; NaN on rows that are padding.
+
+    queries (B, Q), keys (B, K): which are no padding. A row sees the keys that have weight in any head. What it misses
+    to 1 in some head is the weight of a learned null key: a key like the others, but nobody asks what it received.
+    """
+    texts, heads, length, width = weights.shape
+    out = {name: np.full((texts, heads, length), np.nan) for name in ("entropy", "max_weight", "renyi2")}
+    received = {name: np.full((texts, heads, width), np.nan) for name in ("received", "received_mean")}
+    for b in range(texts):
+        seen = {i: [j for j in range(width) if weights[b, :, i, j].max() > 0] for i in range(length) if queries[b, i]}
+        assert all(keys[b, j] for some in seen.values() for j in some), "padding receives attention"
+        missed = {i: 1 - weights[b, :, i].sum(-1) for i in seen}
+        null = {i: bool((missed[i] > 1e-4).any()) for i in seen}
+        for h in range(heads):
+            for i, some in seen.items():
+                row = [float(weights[b, h, i, j]) for j in some] + ([float(missed[i][h])] if null[i] else [])
+                out["entropy"][b, h, i] = -math.fsum(p * math.log(p) for p in row if p > 0)
+                out["max_weight"][b, h, i] = max(row)
+                out["renyi2"][b, h, i] = -math.log(math.fsum(p * p for p in row))
+            for j in range(width):
+                rows = [i for i, some in seen.items() if j in some]
+                if rows:
+                    total = math.fsum(float(weights[b, h, i, j]) for i in rows)
+                    received["received"][b, h, j] = total / math.fsum(1 / (len(seen[i]) + null[i]) for i in rows)
+                    received["received_mean"][b, h, j] = total / len(rows)
+    return out | received

@@ -32,6 +32,7 @@ from attnlens.analysis.results import Answer, Comparison
 from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
 from attnlens.analysis.variables import VARIABLES, dataset
 from attnlens.analysis.weights import head_changes, weight_changes
+from attnlens.checkpoints.hide import check_hidable
 from attnlens.checkpoints.load import Checkpoint, load, longest_input
 from attnlens.core.errors import AttnlensError, CorpusError
 from attnlens.salience import DEFINITIONS, Aids
@@ -125,6 +126,9 @@ def compare(
             f"{unknown:.0%} of the tokens of {corpus.name} are unknown to the tokenizer: the texts do not fit the model"
         )
     floor = cast.rounded()
+    if options.knockout and salience:
+        for model in models:
+            check_hidable(model.backbone)  # before hours of measuring
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
     arrays, sites, reasons = measure(subjects, prepared, measuring)

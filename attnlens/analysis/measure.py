@@ -24,9 +24,9 @@ from attnlens.analysis.prepare import (
     Batch,
     Prepared,
     assemble,
-    is_causal,
     plan,
 )
+from attnlens.checkpoints.causality import is_causal
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
@@ -204,7 +204,7 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
     reasons = call.reasons | ({hidden.CHANGE: hidden.MISSING} if states is None else {})
     # Hidden states twice: those of the base wait while a tuned model makes its own.
     weight = sum(tensor.numel() * tensor.element_size() for tensor in (*kept, *(states or []), *(states or [])))
-    return Look(call.sites, weight / call.logits[0].query.shape[2], reasons)
+    return Look(call.sites, weight / batch.ids.shape[1], reasons)
 
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:

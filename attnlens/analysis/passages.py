@@ -11,9 +11,9 @@ from torch import Tensor
 from attnlens.analysis.prepare import Prepared, assemble
 from attnlens.analysis.results import Passage
 from attnlens.analysis.word_maps import BETWEEN, folded, quantised, units_of
+from attnlens.checkpoints.leaving import MAP
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
-from attnlens.checkpoints.session import MAP
 from attnlens.text.align import words
 
 # Texts up to so many tokens show every head; longer ones the mean of each layer and the heads that changed most.

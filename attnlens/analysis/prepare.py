@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnlens.checkpoints.causality import is_causal
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CorpusError, IncompatibleCheckpoints, UnknownName
 from attnlens.salience import Aids, find_words, mark_words
@@ -214,11 +215,6 @@ def salience_warnings(prepared: Prepared) -> list[str]:
         if facts.get("words_beyond_encoder"):
             found.append(f"{facts['words_beyond_encoder']} content words lie beyond what the encoder of {name} reads.")
     return found
-
-
-def is_causal(model: Any) -> bool:
-    """Whether the model's attention looks back only."""
-    return any(getattr(module, "is_causal", False) for module in model.modules())
 
 
 def _check_same_ids(

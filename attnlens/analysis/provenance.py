@@ -100,14 +100,17 @@ def in_front(virtual: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def gaps(names: Sequence[str], reasons: Sequence[dict[str, str]]) -> list[str]:
-    """Statistics that some layers of a model have not, and why; models with one reason in one line."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Statistics that some layers of a model have not, and why; models and statistics with one reason in one line."""
+    models: dict[tuple[str, str], list[str]] = {}
     for model, given in zip(names, reasons, strict=False):  # behind the named models stands the rounded pair
         for item in given.items():
-            found.setdefault(item, []).append(model)
+            models.setdefault(item, []).append(model)
+    found: dict[tuple[str, str], list[str]] = {}
+    for (statistic, reason), some in models.items():
+        found.setdefault((", ".join(some), reason), []).append(statistic)
     return [
-        f"{statistic} has no data in some layers of {', '.join(models)}: {reason}."
-        for (statistic, reason), models in found.items()
+        f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} no data in some layers of {some}: {reason}."
+        for (some, reason), missing in found.items()
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlens.checkpoints.switch import configs_of, lock, restore, switch
+from attnlens.checkpoints.switch import configs_of, lock, off_interface, restore, switch
 from attnlens.core.errors import ShapeError, UnsupportedModel
 
 SLOT = "_attnlens_knockouts"
@@ -34,6 +34,7 @@ def without_keys(model: nn.Module, keys: Tensor, layers: Iterable[int] | None = 
     root = getattr(model, "_orig_mod", model)
     if "decoder_input_ids" in inspect.signature(root.forward).parameters:
         raise UnsupportedModel(f"{type(root).__name__} reads two texts: hide keys in its encoder alone")
+    check_hidable(root)
     knockout = _Knockout(root, keys, layers)
     configs = configs_of(root)
     modules = list(root.modules())
@@ -56,6 +57,14 @@ def without_keys(model: nn.Module, keys: Tensor, layers: Iterable[int] | None = 
                 if left:
                     module.__dict__[SLOT] = left
             restore(configs)
+
+
+def check_hidable(root: nn.Module) -> None:
+    """Raise UnsupportedModel where keys cannot be hidden because attention runs past the interface."""
+    if (bypassed := off_interface(root)) is not None:
+        raise UnsupportedModel(
+            f"{bypassed} computes attention outside transformers' attention interface: keys cannot be hidden from it"
+        )
 
 
 def edited(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.switch import configs_of, lock, restore, switch
 from attnlens.checkpoints.tape import Tape
 from attnlens.checkpoints.virtual import grown, virtual_tokens
 from attnlens.core.errors import UnsupportedModel
@@ -126,7 +127,10 @@ def _attentions(model: PreTrainedModel, batch: dict[str, Tensor], tape: Tape) ->
     eager = _eager(model, batch)
     seen = {}
     for (stack, kind), (field, queries, keys) in (TWO_STACKS if "decoder_input_ids" in batch else PLAIN).items():
-        weights = getattr(eager, field, None)
+        # Layers without attention give None, those with linear attention a state.
+        length = batch[keys].shape[1] + virtual_tokens(model)
+        given = getattr(eager, field, None) or ()
+        weights = [each for each in given if isinstance(each, Tensor) and each.shape[-1] == length]
         if not weights:
             raise UnsupportedModel(f"{type(model).__name__} returns no eager attention to prove the recording against")
         maps = attention_maps(model, batch, stack=stack, kind=kind) if stack else attention_maps(model, batch)
@@ -156,10 +160,11 @@ def _hold(name: str, checks: dict[str, bool]) -> None:
 
 def _batch(model: PreTrainedModel) -> dict[str, Tensor]:
     """Two texts of arbitrary tokens, one padded on the right; for an encoder–decoder shorter ones to write too."""
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = _vocabulary(model)
     generator = torch.Generator().manual_seed(0)
     low = min(10, vocabulary - 2)
-    special = [token for token in (model.config.pad_token_id, model.config.eos_token_id) if isinstance(token, int)]
+    pad, end = (getattr(model.config, f"{name}_token_id", None) for name in ("pad", "eos"))
+    special = [token for token in (pad, end) if isinstance(token, int)]
     batch = {}
     for prefix in ("", "decoder_") if model.config.is_encoder_decoder else ("",):
         length = TOKENS - 2 if prefix else TOKENS
@@ -167,10 +172,20 @@ def _batch(model: PreTrainedModel) -> dict[str, Tensor]:
         ids = torch.where(torch.isin(ids, torch.tensor(special, dtype=torch.long)), low, ids)
         mask = torch.ones_like(ids)
         mask[1, -PADDED:] = 0
-        if model.config.pad_token_id is not None:
-            ids = ids.masked_fill(mask == 0, model.config.pad_token_id)
+        if isinstance(pad, int):
+            ids = ids.masked_fill(mask == 0, pad)
         batch |= {f"{prefix}input_ids": ids.to(model.device), f"{prefix}attention_mask": mask.to(model.device)}
     return batch
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """How many tokens there are; a pair of two models tells it by its embeddings alone."""
+    size = getattr(model.config, "vocab_size", None)
+    if size is None and hasattr(model.config, "encoder"):
+        size = model.config.encoder.vocab_size
+    if size is None or model.main_input_name != "input_ids":
+        raise UnsupportedModel(f"{type(model).__name__} does not read tokens of a vocabulary")
+    return int(size)
 
 
 def _first(output: object) -> Tensor:
@@ -185,9 +200,12 @@ def _gap(left: Tensor, right: Tensor) -> float:
 
 def _eager(model: PreTrainedModel, batch: dict[str, Tensor]) -> object:
     """The model's output with its own eager weights."""
-    before = model.config._attn_implementation or "eager"
-    model.set_attn_implementation("eager")
+    # Not set_attn_implementation: models off the interface ignore it, and build the masks of another attention.
+    configs = configs_of(model)
+    with lock:
+        switch(configs, "eager")
     try:
         return model(**batch, output_attentions=True)
     finally:
-        model.set_attn_implementation(before)
+        with lock:
+            restore(configs)

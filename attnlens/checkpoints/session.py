@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attnlens.checkpoints.switch import configs_of, lock, restore, switch
+from attnlens.checkpoints.leaving import MAP, check_heads, leave
+from attnlens.checkpoints.reduced import Reducer
+from attnlens.checkpoints.switch import NAME, configs_of, lock, off_interface, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
 from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.checkpoints.values import Values
@@ -23,7 +25,6 @@ from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
 
 SLOT = "_attnlens_sessions"
-MAP = "map"
 
 
 class Order(Protocol):
@@ -48,7 +49,8 @@ class Session:
 
     def __init__(self, order: Order):
         self.names, self.pairs = _names(order)
-        self.virtual = virtual_tokens(order.model) if order.without_virtual else 0
+        self.in_front = virtual_tokens(order.model)
+        self.virtual = self.in_front if order.without_virtual else 0
         alone = order.groups, order.rows
         groups, self.rows = alone if order.without_virtual else prepended(order.model, *alone)
         self.groups = None if groups is None else Groups.of(groups)
@@ -60,11 +62,11 @@ class Session:
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))
-        self.configs = configs_of(self.root)
+        self.configs, self.bypassed = configs_of(self.root), off_interface(self.root)
         self.modules = dict(self.root.named_modules(remove_duplicate=True))
         self.sites = {id(module): name for name, module in self.modules.items()}
         self.hooks: list[Any] = []
-        self.values = Values(self.modules) if SHARE_VALUE in self.names else None
+        self.values = Values(self.modules) if SHARE_VALUE in self.names and self.bypassed is None else None
         # Those that take the batch's masks: an encoder–decoder alone knows which of the two is whose.
         models = [module for module in self.modules.values() if isinstance(module, PreTrainedModel)]
         pairs = [model for model in models if "decoder_input_ids" in inspect.signature(model.forward).parameters]
@@ -79,7 +81,8 @@ class Session:
             others = [other for module in self.modules.values() for other in module.__dict__.get(SLOT, ())]
             if any(other.thread != self.thread for other in others):
                 raise AttnlensError("another thread is recording this model: give each thread its own copy")
-            switch(self.configs)
+            # What is off the interface hands its weights back only as eager attention.
+            switch(self.configs, NAME if self.bypassed is None else "eager")
             for module in self.modules.values():
                 module.__dict__[SLOT] = (*module.__dict__.get(SLOT, ()), self)
         self.hooks = [
@@ -89,13 +92,15 @@ class Session:
         # The root may be a wrapper that builds the masks itself.
         callers = [model for model in self.callers if model is not self.root]
         self.hooks += [model.register_forward_pre_hook(self.note, with_kwargs=True) for model in callers]
+        self.reducer = None if self.bypassed is None else Reducer(self)
 
     def close(self) -> None:
         """Undo `open`, whatever happened in between."""
         for hook in self.hooks:
             hook.remove()
-        if self.values is not None:
-            self.values.close()
+        for part in (self.values, self.reducer):
+            if part is not None:
+                part.close()
         with lock:
             for module in self.modules.values():
                 left = tuple(other for other in module.__dict__[SLOT] if other is not self)
@@ -112,6 +117,7 @@ class Session:
         if not any(call.seen for call in self.tape.calls):
             raise UnsupportedModel(
                 f"{type(self.root).__name__} ran no attention through transformers' attention interface"
+                + ("" if self.bypassed is None else ", and hands back no weights")
             )
         most = max(call.seen for call in self.tape.calls)
         if self.layers is not None and not self.layers <= set(range(most)):
@@ -159,20 +165,19 @@ class Session:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores, output: bool
     ) -> Tensor | None:
         """Statistics of one attention onto the tape; its output too if it is wanted."""
-        call = self.call
-        assert call is not None
-        call.seen += 1
-        if self.layers is not None and call.seen - 1 not in self.layers:
+        call, site = self.call, self.site(module, looks_back=getattr(module, "is_causal", False))
+        if site is None:
             return None
-        site = self._site(module, call)
+        assert call is not None
         if self.virtual:
             query, key, scores = of_text(query, key, scores, self.virtual)
-        self._check(site, query, key)
-        queries = self._queries(site, query)
+        scores = _without_padding(scores, _mask(self, _texts(site)[1]))
+        queries = self.valid(site, len(query), query.shape[2], key.shape[2], query.device)
         norms = None
         if self.values is not None:
             norms = self.values.norms(site.name, len(call.sites), value[:, :, self.virtual :], query.shape[1])
         if self.heads is not None:
+            check_heads(self.heads, query.shape[1])
             query, key, scores = _only(self.heads, query, key, scores)
             norms = None if norms is None else norms[:, self.heads]
         logits, attended = Logits(query.detach(), key.detach(), _detached(scores)), None
@@ -184,58 +189,52 @@ class Session:
             wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
-        if "distance" in results and site.kind == "cross":
-            results["distance"].fill_(torch.nan)  # positions in two texts
-        call.sites.append(site)
         if self.keep:
             call.logits.append(_copied(logits))
-        for name, result in results.items():
-            _put(self, call, name, result)
+        leave(self, site, results)
         return attended
 
-    def _site(self, module: nn.Module, call: Call) -> Site:
-        """Where this attention stands in the model."""
+    def site(self, module: nn.Module, *, looks_back: bool) -> Site | None:
+        """Where the attention that runs now stands in the model; None where it is not one of the chosen layers."""
+        call = self.call
+        assert call is not None
+        call.seen += 1
+        if self.layers is not None and call.seen - 1 not in self.layers:
+            return None
         name = self.sites.get(id(module), type(module).__name__)
         kind = "cross" if re.search(r"cross|encoder_attn|EncDec", name) else "self"
-        decoder = re.search(r"(^|\.)decoder\.", name) if self.two_stacks else getattr(module, "is_causal", False)
+        decoder = re.search(r"(^|\.)decoder\.", name) if self.two_stacks else looks_back
         stack = "decoder" if decoder or kind == "cross" else "encoder"
         return Site(name, stack, kind, sum((site.stack, site.kind) == (stack, kind) for site in call.sites))
 
-    def _check(self, site: Site, query: Tensor, key: Tensor) -> None:
-        """Groups mark the tokens of one text, rows too: it must be the one that every measured site reads."""
-        assert self.call is not None
-        for name, tensor, length, role in (
-            ("groups", self.groups, key.shape[2], 1),
-            ("rows", self.rows, query.shape[2], 0),
-        ):
-            if tensor is None:
-                continue
-            texts = {_texts(other)[role] for other in (*self.call.sites, site)}
-            if len(texts) > 1:
-                raise ShapeError(
-                    f"{name} mark the tokens of one text, but layers of both encoder and decoder tokens are measured: "
-                    "choose those of one with layers= (attention 0, 1, … in the order they run)"
-                )
-            shape = tuple((tensor.content if isinstance(tensor, Groups) else tensor).shape[:2])
-            if shape != (query.shape[0], length):
-                of = f"the {texts.pop()} tokens of " if self.two_stacks else ""
-                raise ShapeError(f"{name} must be ({query.shape[0]}, {length}) for {of}this batch; got {shape}")
+    def valid(self, site: Site, texts: int, length: int, keys: int, device: torch.device) -> Tensor | None:
+        """Rows of a site that carry data, (B, Q): no padding, and wanted by `rows`; None: all.
 
-    def _queries(self, site: Site, query: Tensor) -> Tensor | None:
-        """Rows that carry data, (B, Q): no padding, and wanted by `rows`."""
-        decoder = self.two_stacks and site.stack == "decoder"
-        mask = self.arguments.get("decoder_attention_mask" if decoder else "attention_mask")
-        length = query.shape[2]
+        Groups mark the tokens of one text, rows too: ShapeError unless it is the one that every measured site reads.
+        """
+        assert self.call is not None
+        for name, tensor, tokens, role in (("groups", self.groups, keys, 1), ("rows", self.rows, length, 0)):
+            if tensor is not None:
+                read = {_texts(other)[role] for other in (*self.call.sites, site)}
+                _fits(name, tensor, (texts, tokens), read, named=self.two_stacks)
+        mask = _mask(self, site.stack)
         valid = [] if self.rows is None else [(self.rows if self.rows.ndim == 2 else self.rows.amax(2)) > 0]
-        if mask is not None and mask.ndim == 2 and mask.shape[1] >= length:
+        if mask is not None and mask.shape[1] >= length:
             valid.append(mask[:, -length:] != 0)
         if self.padding is not None and site.kind == "self":
             valid.append(~self.padding[:, -length:])
         result = None
         for part in valid:
-            part = part.to(query.device)
+            part = part.to(device)
             result = part if result is None else result & part
         return result
+
+
+def _mask(session: Session, stack: str) -> Tensor | None:
+    """The mask (B, T) of the tokens of a stack, 0 on padding, as the model was given it."""
+    decoder = session.two_stacks and stack == "decoder"
+    mask = session.arguments.get("decoder_attention_mask" if decoder else "attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _names(order: Order) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -254,6 +253,19 @@ def _names(order: Order) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(name for name in names if name not in PAIRS), pairs
 
 
+def _fits(name: str, tensor: Any, shape: tuple[int, int], read: set[str], *, named: bool) -> None:
+    """Raise ShapeError where groups or rows are not of the one text that is read."""
+    if len(read) > 1:
+        raise ShapeError(
+            f"{name} mark the tokens of one text, but layers of both encoder and decoder tokens are measured: "
+            "choose those of one with layers= (attention 0, 1, … in the order they run)"
+        )
+    given = tuple((tensor.content if isinstance(tensor, Groups) else tensor).shape[:2])
+    if given != shape:
+        of = f"the {read.pop()} tokens of " if named else ""
+        raise ShapeError(f"{name} must be {shape} for {of}this batch; got {given}")
+
+
 def _base(against: Sequence[Logits] | None, number: int) -> Logits:
     """The kept map that this site is held against."""
     if against is None or number >= len(against):
@@ -264,6 +276,20 @@ def _base(against: Sequence[Logits] | None, number: int) -> Logits:
 def _texts(site: Site) -> tuple[str, str]:
     """Whose tokens are the queries of a site, and whose are its keys: the encoder's or the decoder's."""
     return site.stack, "encoder" if site.kind == "cross" else site.stack
+
+
+def _without_padding(scores: Scores, mask: Tensor | None) -> Scores:
+    """The same scores with padding hidden outright, where the model adds −10,000 to it, as some do: no row sees it.
+
+    Far ALiBi biases reach as low: so nothing but padding is meant.
+    """
+    added = scores.mask
+    if added is None or added.dtype == torch.bool or mask is None or mask.shape[1] < added.shape[3]:
+        return scores
+    least = torch.finfo(added.dtype).min
+    padding = (mask[:, -added.shape[3] :] == 0)[:, None, None].to(added.device)
+    meant = padding & (added <= -9e3) & (added > least / 2)
+    return replace(scores, mask=added.masked_fill(meant, least)) if bool(meant.any()) else scores
 
 
 def _detached(scores: Scores) -> Scores:
@@ -280,8 +306,6 @@ def _copied(logits: Logits) -> Logits:
 
 def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Scores]:
     """q, k and scores of some query heads; each gets its own key head."""
-    if any(not 0 <= head < query.shape[1] for head in heads):
-        raise ShapeError(f"heads must lie in 0 … {query.shape[1] - 1}; got {heads}")
     repeats = query.shape[1] // key.shape[1]
 
     def cut(tensor: Tensor | None) -> Tensor | None:
@@ -290,37 +314,3 @@ def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple
     sinks = None if scores.sinks is None else scores.sinks[heads]
     chosen = replace(scores, mask=cut(scores.mask), bias=cut(scores.bias), sinks=sinks)
     return query[:, heads], key[:, [head // repeats for head in heads]], chosen
-
-
-def _put(session: Session, call: Call, name: str, result: Tensor) -> None:
-    """One statistic of one site onto the tape: its rows, or their means."""
-    rows, some = session.rows, session.columns.get(name)
-    if name == "share" and some is None:
-        result = _together(result, session.together)
-    if rows is not None and name != MAP and not (name in STATISTICS and STATISTICS[name].axes == "key"):
-        if rows.ndim == 3 and some is not None:
-            rows = rows[..., list(some)]
-        result, count = _row_mean(result, rows.to(result))
-        call.counts.setdefault(name, []).append(count)
-    call.values.setdefault(name, []).append(result)
-
-
-def _together(values: Tensor, columns: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Shares (B, H, Q, G) that are 0 where only other columns of their set are seen, NaN where none is."""
-    unseen = values.isnan()
-    for some in columns:
-        none = unseen[..., list(some)].all(-1)
-        for column in some:
-            values[..., column].masked_fill_(unseen[..., column] & ~none, 0.0)
-    return values
-
-
-def _row_mean(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean over the row axis of (B, H, Q[, G]) and how many rows it stands on; NaN where there is none."""
-    shared = rows if rows.ndim == 2 else rows[..., 0]
-    weights = shared[:, None] if values.ndim == 3 else (shared[..., None] if rows.ndim == 2 else rows)[:, None]
-    weights = weights * ~values.isnan()
-    total = weights.sum(2)
-    # A row without weight may be infinite (KL): it must not become NaN.
-    mean = torch.where(weights > 0, values, 0.0).mul(weights).sum(2) / torch.where(total > 0, total, torch.nan)
-    return mean, (weights > 0).sum(2)

@@ -23,17 +23,17 @@ _switched: dict[int, tuple[Any, str | None, int]] = {}
 _uncompiled: list[Any] = []
 
 
+def off_interface(root: nn.Module) -> str | None:
+    """The class of the first model inside `root` that computes attention past transformers' interface, if one does."""
+    models = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
+    return next((type(model).__name__ for model in models if not model._can_set_attn_implementation()), None)
+
+
 def configs_of(root: nn.Module) -> list[Any]:
-    """Every config object the model's modules read their implementation from; refuses models off the interface."""
+    """Every config object the model's modules read their implementation from."""
     models = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         raise UnsupportedModel(f"{type(root).__name__} holds no transformers model")
-    for model in models:
-        if not model._can_set_attn_implementation():
-            raise UnsupportedModel(
-                f"{type(model).__name__} computes attention outside transformers' attention interface; "
-                "attnlens cannot measure it yet"
-            )
     found: dict[int, Any] = {id(model.config): model.config for model in models}
     for module in root.modules():
         config = module.__dict__.get("config")
@@ -42,14 +42,14 @@ def configs_of(root: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def switch(configs: list[Any]) -> None:
-    """Point the configs at attnlens' attention. The caller holds `lock`."""
+def switch(configs: list[Any], to: str = NAME) -> None:
+    """Point the configs at an attention, attnlens' own. The caller holds `lock`."""
     if not _switched:
         _uncompiled.append(torch.compiler.set_stance("force_eager"))
     for config in configs:
         _, name, count = _switched.get(id(config), (config, config._attn_implementation_internal, 0))
         _switched[id(config)] = (config, name, count + 1)
-        config._attn_implementation_internal = NAME
+        config._attn_implementation_internal = to
 
 
 def restore(configs: list[Any]) -> None:

@@ -57,7 +57,7 @@ def readme(target: Path) -> str:
         "where it is largest. Ladder: rungs 1 to 5 of the evidence, ✓ shown, ✕ not shown, – not tested.",
         "![Quality of the arms](study_quality.png)",
         "![Quality against what it took](study_trade_off.png)",
-        "![Change of focus by layer](study_focus.png)",
+        *(["![Change of focus by layer](study_focus.png)"] if (target / "study_focus.png").is_file() else []),
         "## Results",
         *summary["results"],
     ]
@@ -76,7 +76,7 @@ def arms_table(summary: dict[str, Any]) -> str:
             span(arm, ("quality", "low", "high"), ".1f"),
             span(arm, ("difference", "difference_low", "difference_high"), "+.1f"),
             f"{percent(arm['changed'])} %",
-            f"{arm['focus']:+.1f}".replace("-", "−"),
+            "" if arm["focus"] is None else f"{arm['focus']:+.1f}".replace("-", "−"),
             "".join(MARKS.get(status, "–") for status in rungs.get(arm["arm"], ())),
         ]
         rows.append(f"| {' | '.join(cells)} |")

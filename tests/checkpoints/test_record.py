@@ -11,7 +11,7 @@ from attnlens.checkpoints import switch
 from attnlens.checkpoints.record import attention_maps, record
 from attnlens.core.errors import AttnlensError, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.rows import STATISTICS, AttentionMap, Groups, row_statistics
-from tests.models import BERT, CONFIGS, SIZES, batch, build
+from tests.models import BERT, CONFIGS, batch, build
 
 NAMES = ("entropy", "entropy_normalized", "max_weight", "mass", "share", "log_odds", "received", "distance")
 
@@ -214,13 +214,7 @@ def test_eager_weights_of_plain_transformers_would_be_empty():
         assert not model(**batch("right"), output_attentions=True).attentions
 
 
-def test_models_off_the_interface_are_refused_with_the_reason():
-    config = tf.FalconConfig(**SIZES, hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
-    with (
-        pytest.raises(UnsupportedModel, match="FalconModel computes attention outside"),
-        record(tf.FalconModel(config)),
-    ):
-        pass
+def test_what_is_no_model_is_refused():
     with pytest.raises(UnsupportedModel, match="holds no transformers model"), record(nn.Linear(2, 2)):
         pass
 
