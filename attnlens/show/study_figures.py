@@ -27,7 +27,7 @@ def study_drawings(outcome: StudyOutcome) -> list[Drawing]:
         if outcome.arms["difference"].notna().any():
             found.append(difference(outcome))
         found.append(trade_offs(outcome))
-    if len(outcome.profiles):
+    if len(outcome.profiles) and outcome.profiles["estimate"].notna().any():
         found.append(focus(outcome))
     if len(outcome.selections):
         found.append(selection(outcome))

@@ -165,3 +165,9 @@ def test_an_unfinished_study_is_written_with_what_there_is(tmp_path: Path):
     assert dict(results(part))["Focus"].count("Repeated over seeds: not tested") == 1
     nothing = made(tmp_path / "nothing", seeds=0)
     assert "18 of 18 cells are not finished." in write_study(nothing).read_text() and not study_drawings(nothing)
+
+
+def test_without_a_number_of_focus_there_is_no_figure_of_it(found: StudyOutcome):
+    empty = dataclasses.replace(found, profiles=found.profiles.assign(estimate=np.nan, low=np.nan, high=np.nan))
+    names = [drawing.name for drawing in study_drawings(empty)]
+    assert "study_focus" not in names and "study_quality" in names
