@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -244,15 +244,16 @@ def _gap(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.nanmax(np.abs(left - right)) / max(1.0, np.nanmax(np.abs(right))))
 
 
-def main(names: list[str], say: Callable[[str], None] = print) -> None:
-    """One line of JSON for each type."""
+def outcomes(names: Sequence[str] = ()) -> Iterator[Outcome]:
+    """Of these types, or of all."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     for name, task in model_types():
         if not names or name in names:
-            say(json.dumps(asdict(outcome(name, task))))
+            yield outcome(name, task)
             gc.collect()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:], lambda line: print(line, flush=True))
+    for found in outcomes(sys.argv[1:]):
+        print(json.dumps(asdict(found)), flush=True)

@@ -155,7 +155,9 @@ def _checks(part: _Seen, tolerance: float, kind: str) -> dict[str, bool]:
 def _hold(name: str, checks: dict[str, bool]) -> None:
     for failure, passed in checks.items():
         if not passed:
-            raise UnsupportedModel(f"{name} failed its self-proof: {failure}; its attention cannot be trusted")
+            raise UnsupportedModel(
+                f"{name} failed its self-proof: {failure}; its attention cannot be trusted (docs/new_architecture.md)"
+            )
 
 
 def _batch(model: PreTrainedModel) -> dict[str, Tensor]:
