@@ -41,14 +41,15 @@ def page(found: Sequence[Outcome]) -> str:
         f"{', '.join(MAPPINGS)} mappings, as a tiny random model, on a batch padded left and one padded right. Of "
         f"{len(found)} types: {counted(found)}.",
         "**exact**: entropy, largest weight, Rényi-2 entropy and both received statistics under `record` equal those "
-        "of the model's own eager weights, reduced one row at a time in float64, and the output equals the output without "
+        "of the model's own eager weights, reduced one row at a time in float64, and the output equals the output "
+        "without "
         f"`record` in float32, each within {TOLERANCE:.0e} of the largest value (columns: the largest error seen). "
         "**refused**: attnlens says that it cannot measure it, and why. **not built**: its config fits no tiny model "
         "here. **out of scope**: not text alone. None may be silently wrong: a test runs every type.",
         "Route *interface*: queries and keys come through transformers' attention interface, and everything attnlens "
         "knows can be measured. Route *weights handed back*: the model computes attention elsewhere and hands its "
-        "weights back; they are reduced layer by layer. Logits and values stay unknown there: `lse`, `share_value` and the "
-        "divergences between two models have no data, and keys cannot be hidden.",
+        "weights back; they are reduced layer by layer. Logits and values stay unknown there: `lse`, `share_value` and "
+        "the divergences between two models have no data, and keys cannot be hidden.",
         "\n".join(rows),
         "A type that is missing or refused: see [new_architecture.md](new_architecture.md).",
     ]
