@@ -12,6 +12,7 @@ from attnlens.core.rows import STATISTICS
 if TYPE_CHECKING:
     from attnlens.checkpoints.session import Session
 
+SLOT = "_attnlens_sessions"  # of a module: the sessions that measure it
 MAP = "map"
 
 

@@ -17,8 +17,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attnlens.checkpoints.hide import edited
-from attnlens.checkpoints.leaving import MAP
-from attnlens.checkpoints.session import SLOT, Session
+from attnlens.checkpoints.leaving import MAP, SLOT
+from attnlens.checkpoints.session import Session
 from attnlens.checkpoints.switch import NAME, own
 from attnlens.checkpoints.tape import Tape
 from attnlens.core.errors import UnsupportedModel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnlens.checkpoints.leaving import MAP, check_heads, leave
+from attnlens.checkpoints.leaving import MAP, SLOT, check_heads, leave
 from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.core.errors import UnsupportedModel
 from attnlens.core.pairs import PAIRS
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 ASKED = "output_attentions"
 REASON = "this architecture computes attention past transformers' attention interface and hands back weights alone"
 UNKNOWN = ("lse", SHARE_VALUE)  # statistics of logits and of values
+
+
+class _Forced(int):
+    """True as attnlens says it, not the user: so that a session within another knows who asked for the weights."""
 
 
 class Reducer:
@@ -54,14 +58,15 @@ class Reducer:
         texts = [given[name] for name in given if name.endswith(("input_ids", "inputs_embeds"))]
         self._lengths = {text.shape[1] + more for text in texts for more in (0, self.session.in_front)}
         wish = given.get(ASKED, getattr(getattr(root, "config", None), ASKED, False))
-        self._leave = bool(wish)
+        self._leave = bool(wish) and not isinstance(wish, _Forced)
         known = inspect.signature(root.forward).parameters
         takes = ASKED in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
-        return (args, {**kwargs, ASKED: True}) if takes and ASKED not in _named(known, args) else None
+        return (args, {**kwargs, ASKED: _Forced(True)}) if takes and ASKED not in _named(known, args) else None
 
     def _take(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Post-hook of every module: reduce the weights in what it hands back, and let go of them."""
-        if self.session.call is None or type(output) not in (tuple, list):
+        """Post-hook of every module: reduce the weights in what it hands back, for all sessions, and let go of them."""
+        reducers = [session.reducer for session in module.__dict__.get(SLOT, ()) if session.call is not None]
+        if self not in reducers[:1] or type(output) not in (tuple, list):
             return None
         parts = list(output)
         for place, part in enumerate(parts):
@@ -72,9 +77,10 @@ class Reducer:
                     f"{type(module).__name__} hands back attention of shape {tuple(part.shape)}, which is not (texts, "
                     "heads, tokens, tokens): sparse and pooled attention is not measured"
                 )
-            _reduce(self.session, module, part.detach())
-            left = part if self._leave else part.new_zeros(()).expand(part.shape)
-            self._spent[left.data_ptr()] = left  # alive, so that no other tensor comes to lie there
+            left = part if any(reducer._leave for reducer in reducers) else part.new_zeros(()).expand(part.shape)
+            for reducer in reducers:
+                _reduce(reducer.session, module, part.detach())
+                reducer._spent[left.data_ptr()] = left  # alive, so that no other tensor comes to lie there
             parts[place] = left
         return type(output)(parts)
 

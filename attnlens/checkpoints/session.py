@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attnlens.checkpoints.leaving import MAP, check_heads, leave
+from attnlens.checkpoints.leaving import MAP, SLOT, check_heads, leave
 from attnlens.checkpoints.reduced import Reducer
 from attnlens.checkpoints.switch import NAME, configs_of, lock, off_interface, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
@@ -23,8 +23,6 @@ from attnlens.core.pairs import PAIRS, Logits
 from attnlens.core.rows import STATISTICS, Groups, dense_map
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
-
-SLOT = "_attnlens_sessions"
 
 
 class Order(Protocol):

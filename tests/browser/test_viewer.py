@@ -249,7 +249,7 @@ def test_paper_says_what_is_shown(opened: Page, comparison: Comparison):
     assert opened.locator(".controls").is_hidden()
 
 
-# What VS Code allows the page that shows a notebook's outputs, and so every frame within it.
+# What VS Code allows the page of a notebook's outputs, as far as we know: it was not read from its source.
 EDITOR = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'"
 
 

@@ -207,3 +207,29 @@ def test_padding_that_a_model_lowers_by_ten_thousand_is_hidden_outright():
     expected = tape["entropy"] / keys.log()[:, None, None, None]
     assert torch.allclose(tape["entropy_normalized"], expected, equal_nan=True)
     assert torch.equal(tape["received"][:, 0].isnan(), (inputs["attention_mask"] == 0)[:, None].expand(-1, 4, -1))
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_it_nests(name: str):
+    model, inputs = off(name), batch("right")
+    with torch.no_grad():
+        with record(model, ("entropy",)) as alone:
+            model(**inputs)
+        with record(model, ("entropy",)) as outer, record(model, ("entropy", "max_weight"), layers=[1]) as inner:
+            output = model(**inputs)
+    assert torch.equal(outer["entropy"].nan_to_num(), alone["entropy"].nan_to_num()) and len(inner.sites) == 1
+    assert torch.equal(inner["entropy"][:, 0].nan_to_num(), alone["entropy"][:, 1].nan_to_num())
+    assert "attentions" not in output
+
+
+def test_a_thousand_blocks_leave_nothing_behind():
+    model, inputs = off("bloom"), batch("right", tokens=6)
+    with torch.no_grad():
+        for turn in range(1000):
+            with record(model, ("max_weight",), layers=[0]):
+                model(**inputs) if turn % 100 == 0 else model(input_ids=inputs["input_ids"][:, :2])
+            if turn == 100:
+                gc.collect()
+                before = len(gc.get_objects())
+    gc.collect()
+    assert len(gc.get_objects()) - before < 200 and not any(module._forward_hooks for module in model.modules())
