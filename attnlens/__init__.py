@@ -15,6 +15,7 @@ _HOMES = {
     "load": "checkpoints.load",
     "record": "checkpoints.record",
     "attention_maps": "checkpoints.record",
+    "attention_rollout": "checkpoints.record",
     "Corpus": "text.corpus",
     "Example": "text.corpus",
     "Span": "text.corpus",

@@ -22,6 +22,9 @@ def leave(session: "Session", site: Site, results: dict[str, Tensor]) -> None:
     if "distance" in results and site.kind == "cross":
         results["distance"].fill_(torch.nan)  # positions in two texts
     session.call.sites.append(site)
+    if session.fold is not None:
+        session.fold(site, results)
+        return
     for name, result in results.items():
         _put(session, session.call, name, result)
 

@@ -6,7 +6,7 @@ no root opened (a checkpointed block recomputed in the backward pass), run the o
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from attnlens.checkpoints.hide import edited
 from attnlens.checkpoints.leaving import MAP, SLOT
 from attnlens.checkpoints.session import Session
 from attnlens.checkpoints.switch import NAME, own
-from attnlens.checkpoints.tape import Tape
-from attnlens.core.errors import UnsupportedModel
+from attnlens.checkpoints.tape import Site, Tape
+from attnlens.core.errors import AttnlensError, UnsupportedModel
+from attnlens.core.flow import rollout_step
 from attnlens.core.pairs import Logits
 from attnlens.core.scores import Scores
 
@@ -162,6 +163,7 @@ class record:  # a verb in lower case, like torch.no_grad
     keep: bool = False
     against: Sequence[Logits] | None = None
     without_virtual: bool = False
+    _fold: Callable[[Site, dict[str, Tensor]], None] | None = field(default=None, init=False, repr=False)
     _session: Session | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Tape:
@@ -195,3 +197,29 @@ def attention_maps(
     with torch.no_grad(), recorder as tape:
         model(**batch)
     return tape.select(stack=stack, kind=kind)[MAP]
+
+
+def attention_rollout(model: nn.Module, batch: Mapping[str, Tensor], *, stack: str | None = None) -> Tensor:
+    """What each token of the last layer has of each input token, by attention alone (Abnar & Zuidema 2020).
+
+    (B, T, T) in float32: rows sum to 1, NaN on padding rows. Layer by layer, R_l = ½(mean_h A_l + I) R_{l−1}: one map
+    of one layer is alive at a time. stack: "encoder" or "decoder" of an encoder–decoder, its self-attention. A picture
+    of what could flow, without values, norms and feed-forward layers: no attribution.
+    """
+    recorder, rolled = record(model, statistics=(MAP,), exact=True), dict[str, tuple[Tensor, Tensor]]()
+
+    def fold(site: Site, results: dict[str, Tensor]) -> None:
+        if site.kind == "self" and stack in (None, site.stack):
+            before = rolled[site.stack][0] if site.stack in rolled else None
+            padding = results[MAP].isnan().any(3).any(1)
+            rolled[site.stack] = rollout_step(before, results[MAP]), padding
+
+    recorder._fold = fold
+    with torch.no_grad(), recorder:
+        model(**batch)
+    if len(rolled) != 1:
+        raise AttnlensError(
+            f"choose one stack of self-attention: stack={' or '.join(map(repr, sorted(rolled))) or 'None'}"
+        )
+    ((product, padding),) = rolled.values()
+    return product.masked_fill(padding[:, :, None], torch.nan)

@@ -3,7 +3,7 @@
 import inspect
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Order(Protocol):
     keep: bool
     against: Sequence[Logits] | None
     without_virtual: bool
+    _fold: Callable[[Site, dict[str, Tensor]], None] | None
 
 
 class Session:
@@ -56,7 +57,7 @@ class Session:
         self.layers = None if order.layers is None else set(order.layers)
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
-        self.together, self.columns = order.together, order.columns
+        self.together, self.columns, self.fold = order.together, order.columns, order._fold
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))

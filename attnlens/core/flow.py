@@ -1,4 +1,4 @@
-"""What attention carries: the vectors that keys write into the residual stream, behind values and output projection."""
+"""What attention carries: the vectors that keys write into the residual stream, and what layers pass on."""
 
 import torch
 from torch import Tensor
@@ -26,3 +26,17 @@ def value_norms(value: Tensor, output: Tensor) -> Tensor:
     written = value.to(dtype) @ shared.mT  # (B, H_kv, K, rep·r)
     lengths = torch.linalg.vector_norm(written.unflatten(-1, (heads // key_heads, -1)), dim=-1)
     return lengths.transpose(2, 3).reshape(texts, heads, keys)
+
+
+def rollout_step(rolled: Tensor | None, weights: Tensor) -> Tensor:
+    """R_l = ½(mean_h A_l + I) R_{l−1} (Abnar & Zuidema 2020), (B, T, T): what each row has of each token after layer l.
+
+    weights (B, H, T, T): softmax rows, NaN where a row is padding: it passes itself on. rolled: R_{l−1}, None before
+    the first layer. Hand example: one layer, one head, rows [1, 0] and [½, ½] → [1, 0] and [¼, ¾].
+    """
+    if weights.ndim != 4 or weights.shape[2] != weights.shape[3]:
+        raise ShapeError(f"rollout needs attention of a text on itself, (B, H, T, T); got {tuple(weights.shape)}")
+    mean = weights.mean(1)
+    own = torch.eye(weights.shape[2], dtype=weights.dtype, device=weights.device)
+    step = torch.where(mean.isnan(), own, (mean + own) / 2)
+    return step if rolled is None else step @ rolled

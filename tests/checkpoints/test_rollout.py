@@ -1,0 +1,51 @@
+"""Attention rollout: layer by layer, and as the product of the maps says."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+from attnlens.checkpoints.record import attention_maps, attention_rollout
+from attnlens.core.errors import AttnlensError, ShapeError
+from attnlens.core.flow import rollout_step
+from tests.models import batch, build
+
+
+def test_by_hand():
+    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])[None, None]
+    first = rollout_step(None, weights)
+    assert first.tolist() == [[[1.0, 0.0], [0.25, 0.75]]]
+    assert rollout_step(first, weights).tolist() == [[[1.0, 0.0], [0.4375, 0.5625]]]  # ¼ + ¾·¼, ¾·¾
+    padded = torch.tensor([[1.0, 0.0], [torch.nan, torch.nan]])[None, None]
+    assert rollout_step(None, padded).tolist() == [[[1.0, 0.0], [0.0, 1.0]]]
+    with pytest.raises(ShapeError, match="of a text on itself"):
+        rollout_step(None, torch.ones(1, 1, 2, 3))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["bert", "llama", "bloom"])
+def test_it_is_the_product_of_the_layers(name: str, side: str):
+    bloom = tf.BloomConfig(vocab_size=100, hidden_size=32, n_layer=3, n_head=4)
+    model, inputs = build(name, config=bloom if name == "bloom" else None), batch(side)
+    rolled = attention_rollout(model, inputs)
+    maps = attention_maps(model, inputs).double().numpy()
+    real = inputs["attention_mask"].bool().numpy()
+    for text, kept in enumerate(real):
+        product = np.eye(kept.sum())
+        for layer in maps[text]:
+            mean = layer[:, kept][:, :, kept].mean(0)
+            product = (mean + np.eye(len(mean))) / 2 @ product
+        mine = rolled[text].numpy()
+        np.testing.assert_allclose(mine[kept][:, kept], product, atol=1e-6)
+        np.testing.assert_allclose(mine[kept].sum(-1), 1, atol=1e-6)
+        assert np.isnan(mine[~kept]).all() and not mine[kept][:, ~kept].any()
+        assert name == "bert" or not np.triu(mine[kept][:, kept], 1).any(), "what looks back stays so"
+
+
+def test_an_encoder_decoder_is_asked_for_its_stack():
+    model, inputs = build("t5"), batch("right")
+    inputs |= {"decoder_input_ids": inputs["input_ids"][:, :4]}
+    with pytest.raises(AttnlensError, match="choose one stack of self-attention: stack='decoder' or 'encoder'"):
+        attention_rollout(model, inputs)
+    assert attention_rollout(model, inputs, stack="encoder").shape == (3, 13, 13)
+    assert attention_rollout(model, inputs, stack="decoder").shape == (3, 4, 4)
