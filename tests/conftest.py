@@ -15,6 +15,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest begins first, or the other processes wait for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def pytest_collection_finish() -> None:
     """Half a million objects of imported libraries live to the end; every collection in a training would visit them."""
     gc.collect()
