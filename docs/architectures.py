@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import transformers  # noqa: E402 - the repository's tests are importable from its root alone
 
-from tests.zoo import MAPPINGS, TOLERANCE, Outcome, outcomes  # noqa: E402
+from tests.zoo import MAPPINGS, OUTPUT, TOLERANCE, Outcome, outcomes  # noqa: E402
 
 ORDER = ("exact", "refused", "not built", "out of scope", "failed")
 ROUTES = {"interface": "interface", "weights": "weights handed back", "": ""}
@@ -41,9 +41,9 @@ def page(found: Sequence[Outcome]) -> str:
         f"{', '.join(MAPPINGS)} mappings, as a tiny random model, on a batch padded left and one padded right. Of "
         f"{len(found)} types: {counted(found)}.",
         "**exact**: entropy, largest weight, Rényi-2 entropy and both received statistics under `record` equal those "
-        "of the model's own eager weights, reduced one row at a time in float64, and the output equals the output "
-        "without "
-        f"`record` in float32, each within {TOLERANCE:.0e} of the largest value (columns: the largest error seen). "
+        "of the model's own eager weights, reduced one row at a time (in float64 where the model computes in it), "
+        f"within {TOLERANCE:.0e} of the largest value, and the output in float32 equals that without `record` within "
+        f"{OUTPUT:.0e} (columns: the largest error seen). "
         "**refused**: attnlens says that it cannot measure it, and why. **not built**: its config fits no tiny model "
         "here. **out of scope**: not text alone. None may be silently wrong: a test runs every type.",
         "Route *interface*: queries and keys come through transformers' attention interface, and everything attnlens "

@@ -222,8 +222,9 @@ def test_it_nests(name: str):
     assert "attentions" not in output
 
 
-def test_a_thousand_blocks_leave_nothing_behind():
-    model, inputs = off("bloom"), batch("right", tokens=6)
+@pytest.mark.parametrize("route", ["interface", "weights"])
+def test_a_thousand_blocks_leave_nothing_behind(route: str):
+    model, inputs = build("bert") if route == "interface" else off("bloom"), batch("right", tokens=6)
     with torch.no_grad():
         for turn in range(1000):
             with record(model, ("max_weight",), layers=[0]):
