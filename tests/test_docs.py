@@ -1,8 +1,10 @@
 """The pages of docs/ say what the code says: generated ones are fresh, links lead somewhere, nothing is missing."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -10,10 +12,18 @@ from attnlens.core.pairs import PAIRS
 from attnlens.core.rows import STATISTICS
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("make", ROOT / "docs" / "make.py")
-assert spec is not None and spec.loader is not None
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository, imported by its place."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make, keep = script("docs/make.py"), script("figures/studies/keep.py")
 
 
 @pytest.mark.parametrize("name", make.PAGES)
@@ -32,3 +42,12 @@ def test_every_statistic_says_when_it_misleads():
 def test_links_lead_somewhere(page: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", page.read_text("utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["legal", "intents", "quick"])
+def test_pages_of_studies_have_the_numbers_of_their_tables(name: str):
+    folder = ROOT / "figures" / "studies" / name
+    assert (folder / "README.md").read_text("utf-8") == keep.readme(folder)
+    if name == "legal":
+        table = keep.arms_table(json.loads((folder / "summary.json").read_text("utf-8")))
+        assert table in (ROOT / "README.md").read_text("utf-8")

@@ -20,9 +20,9 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
-from attnlens.checkpoints.proof import PLAIN, TWO_STACKS, prove
+from attnlens.checkpoints.proof import PLAIN, TWO_STACKS, eager_output, prove
 from attnlens.checkpoints.record import record
-from attnlens.checkpoints.switch import configs_of, lock, off_interface, restore, switch
+from attnlens.checkpoints.switch import off_interface
 from attnlens.checkpoints.tape import Tape
 from attnlens.core.errors import UnsupportedModel
 from tests.reference import of_weights
@@ -202,7 +202,7 @@ def _computes(model: PreTrainedModel, inputs: Iterable[dict[str, torch.Tensor]])
     """Whether the model runs eagerly in its dtype, and comes to numbers: some mask with what float32 calls −∞."""
     try:
         with torch.no_grad():
-            outputs = [_eager(model, tensors)[0] for tensors in inputs]
+            outputs = [eager_output(model, tensors)[0] for tensors in inputs]
     except (RuntimeError, TypeError):
         return False
     return all(output.dtype == model.dtype and bool(output.isfinite().all()) for output in outputs)
@@ -211,7 +211,7 @@ def _computes(model: PreTrainedModel, inputs: Iterable[dict[str, torch.Tensor]])
 def _errors(model: PreTrainedModel, inputs: dict[str, torch.Tensor], tape: Tape) -> list[float]:
     """How far each statistic of each site is from that of the eager weights."""
     with torch.no_grad():
-        eager = _eager(model, inputs)
+        eager = eager_output(model, inputs)
     errors = []
     for (stack, kind), (field, queries, keys) in (TWO_STACKS if model.config.is_encoder_decoder else PLAIN).items():
         shape = inputs[queries].shape[1], inputs[keys].shape[1]
@@ -222,17 +222,6 @@ def _errors(model: PreTrainedModel, inputs: dict[str, torch.Tensor], tape: Tape)
             wanted = of_weights(site.double().numpy(), *masks)
             errors += [_gap(part[name][:, layer].numpy(), wanted[name]) for name in STATISTICS]
     return errors
-
-
-def _eager(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
-    configs = configs_of(model)
-    with lock:
-        switch(configs, "eager")
-    try:
-        return model(**inputs, output_attentions=True)
-    finally:
-        with lock:
-            restore(configs)
 
 
 def _gap(left: np.ndarray, right: np.ndarray) -> float:

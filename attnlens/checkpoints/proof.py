@@ -1,7 +1,7 @@
 """The self-proof: before a model is believed, its recorded attention is held against its own eager attention."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def prove(model: PreTrainedModel) -> Proof:
 
 def _attentions(model: PreTrainedModel, batch: dict[str, Tensor], tape: Tape) -> dict[str, _Seen]:
     """What was recorded of each kind of attention, beside the model's own eager weights."""
-    eager = _eager(model, batch)
+    eager = eager_output(model, batch)
     seen = {}
     for (stack, kind), (field, queries, keys) in (TWO_STACKS if "decoder_input_ids" in batch else PLAIN).items():
         # Layers without attention give None, those with linear attention a state.
@@ -200,7 +200,7 @@ def _gap(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).abs().max() / right.float().abs().max().clamp(min=1e-30))
 
 
-def _eager(model: PreTrainedModel, batch: dict[str, Tensor]) -> object:
+def eager_output(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
     """The model's output with its own eager weights."""
     # Not set_attn_implementation: models off the interface ignore it, and build the masks of another attention.
     configs = configs_of(model)

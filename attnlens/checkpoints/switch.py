@@ -17,8 +17,8 @@ from attnlens.core.errors import UnsupportedModel
 NAME = "attnlens"
 
 lock = threading.Lock()
-# Config objects under recording: id → (config, implementation to restore, number of sessions).
-_switched: dict[int, tuple[Any, str | None, int]] = {}
+# Config objects under recording: id → (config, the implementations before each switch, the model's own first).
+_switched: dict[int, tuple[Any, list[str | None]]] = {}
 # The compiler's stance that the first session set, and the last one takes back.
 _uncompiled: list[Any] = []
 
@@ -47,23 +47,22 @@ def switch(configs: list[Any], to: str = NAME) -> None:
     if not _switched:
         _uncompiled.append(torch.compiler.set_stance("force_eager"))
     for config in configs:
-        _, name, count = _switched.get(id(config), (config, config._attn_implementation_internal, 0))
-        _switched[id(config)] = (config, name, count + 1)
+        _, before = _switched.setdefault(id(config), (config, []))
+        before.append(config._attn_implementation_internal)
         config._attn_implementation_internal = to
 
 
 def restore(configs: list[Any]) -> None:
-    """Undo one `switch`; the last one puts the model's own implementation back. The caller holds `lock`."""
+    """Undo the last `switch` of each; the first one's undoing puts the model's own back. The caller holds `lock`."""
     for config in configs:
-        _, name, count = _switched.pop(id(config))
-        if count > 1:
-            _switched[id(config)] = (config, name, count - 1)
-        else:
-            config._attn_implementation_internal = name
+        _, before = _switched[id(config)]
+        config._attn_implementation_internal = before.pop()
+        if not before:
+            del _switched[id(config)]
     if not _switched:
         _uncompiled.pop().__exit__(None, None, None)
 
 
 def own(config: Any) -> str | None:
     """The implementation the model has when it is not recorded."""
-    return _switched.get(id(config), (None, "sdpa", 0))[1]
+    return _switched[id(config)][1][0] if id(config) in _switched else "sdpa"

@@ -113,3 +113,13 @@ def test_a_model_without_eager_weights_is_refused():
 
     with pytest.raises(UnsupportedModel, match="Silent returns no eager attention to prove the recording against"):
         prove(Silent(CONFIGS["bert"]()).eval())
+
+
+def test_a_proof_inside_a_record_block_leaves_the_recording_as_it_was():
+    """The proof switches to eager attention and back: to that of the block, not to the model's own."""
+    model, inputs = build("bert"), batch("right")
+    with torch.no_grad(), seam.record(model) as tape:
+        prove(model)
+        tape.calls.clear()
+        model(**inputs)
+    assert len(tape.sites) == 2 and model.config._attn_implementation == "sdpa"
