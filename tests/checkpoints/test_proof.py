@@ -115,11 +115,11 @@ def test_a_model_without_eager_weights_is_refused():
         prove(Silent(CONFIGS["bert"]()).eval())
 
 
-def test_a_proof_inside_a_record_block_leaves_the_recording_as_it_was():
-    """The proof switches to eager attention and back: to that of the block, not to the model's own."""
+def test_eager_output_inside_a_record_block_leaves_the_recording_as_it_was():
+    """It switches to eager attention and back: to that of the block, not to the model's own."""
     model, inputs = build("bert"), batch("right")
     with torch.no_grad(), seam.record(model) as tape:
-        prove(model)
+        proof.eager_output(model, inputs)
         tape.calls.clear()
         model(**inputs)
     assert len(tape.sites) == 2 and model.config._attn_implementation == "sdpa"
