@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import transformers  # noqa: E402 - the repository's tests are importable from its root alone
 
-from tests.zoo import MAPPINGS, OUTPUT, TOLERANCE, Outcome, outcomes  # noqa: E402
+from tests.zoo import MAPPINGS, OUTPUT, TOLERANCE, Outcome, outcomes  # noqa: E402 - as above
 
 ORDER = ("exact", "refused", "not built", "out of scope", "failed")
 ROUTES = {"interface": "interface", "weights": "weights handed back", "": ""}
