@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SCORES, ROWS, TILES, TILED, PAIRS = "scores.py", "rows.py", "tiles.py", "tiled.py", "pairs.py"
 # The tests of these files; the rest of core/ has the rest.
-ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs", "matrix")]
+ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs", "matrix", "scores")]
 
 MUTANTS = [
     (PAIRS, ".clamp(max=1.0)", ""),
@@ -49,8 +49,8 @@ MUTANTS = [
     ("agreement.py", "np.clip(most - first, 0, size)", "np.clip(most - first + 1, 0, size)"),
     ("agreement.py", "np.clip(most - first, 0, size) / size", "(most > first) * 1.0"),
     ("agreement.py", "- (size - inside) / 2", "- (size - inside)"),
-    (SCORES, "seen = distance >= 0 if", "seen = distance > 0 if"),
-    (SCORES, "distance.abs() < self.window", "distance.abs() <= self.window"),
+    (SCORES, "seen = gaps >= 0 if", "seen = gaps > 0 if"),
+    (SCORES, "gaps.abs() < self.window", "gaps.abs() <= self.window"),
     (SCORES, "logits.div_(self.softcap).tanh_().mul_(self.softcap)", "logits.div_(self.softcap).tanh_()"),
     (SCORES, "logits.add_(cut(self.bias, box).to(logits.dtype).clamp(min=HIDDEN))", "pass"),
     (SCORES, "else seen & allowed", "else seen | allowed"),
@@ -121,6 +121,17 @@ MUTANTS = [
     (TILED, "rows / tile.count.clamp(min=1)[..., None, :]", "rows / tile.count.clamp(min=1).max()"),
     (TILED, ".expand(-1, -1, rows.shape[-1], -1)", ""),
     ("flow.py", "factor.reshape(key_heads, heads // key_heads * factor.shape[1], width)", "factor.reshape(heads // key_heads, key_heads * factor.shape[1], width)[:key_heads]"),
+    ("flow.py", ".repeat_interleave(heads // value.shape[1], 1)", ".repeat(1, heads // value.shape[1], 1, 1)"),
+    ("flow.py", "((alphas @ gram) * alphas)", "(alphas @ gram)"),
+    ("flow.py", "squares.clamp(min=0).sqrt()", "squares.clamp(min=0)"),
+    ("flow.py", "(mean + own) / 2", "mean"),
+    ("flow.py", "weights.mean(1)", "weights[:, 0]"),
+    ("flow.py", "step @ rolled", "rolled @ step"),
+    ("flow.py", "torch.where(mean.isnan(), own, ", "torch.where(mean.isnan(), 0 * own, "),
+    (SCORES, "torch.tensor(queries, device=device)[:, None] + keys - rows", "torch.tensor(queries, device=device)[:, None]"),
+    (SCORES, "masked_fill(~seen, hidden)", "masked_fill(seen, hidden)"),
+    (SCORES, "mask=mask, bias=some(self.bias), causal", "mask=mask, bias=None, causal"),
+    (SCORES, "        mask = mask if seen is None else seen\n", "        mask = seen\n"),
     ("flow.py", "lengths.transpose(2, 3).reshape", "lengths.reshape"),
     ("flow.py", "torch.linalg.vector_norm(written.unflatten", "torch.linalg.vector_norm(1.001 * written.unflatten"),
     ("flow.py", "dtype = torch.float64 if value.dtype == torch.float64 else torch.float32", "dtype = value.dtype"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnlens.analysis.prepare import Prepared, assemble
 from attnlens.analysis.results import Passage
 from attnlens.analysis.word_maps import BETWEEN, folded, quantised, units_of
-from attnlens.checkpoints.leaving import MAP
+from attnlens.checkpoints.dense import MAP
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
 from attnlens.text.align import words

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attnlens.checkpoints.dense import MAP
 from attnlens.checkpoints.tape import Call, Site
 from attnlens.core.errors import ShapeError
 from attnlens.core.rows import STATISTICS
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from attnlens.checkpoints.session import Session
 
 SLOT = "_attnlens_sessions"  # of a module: the sessions that measure it
-MAP = "map"
 
 
 def leave(session: "Session", site: Site, results: dict[str, Tensor]) -> None:

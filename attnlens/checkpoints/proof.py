@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.checkpoints.switch import configs_of, lock, restore, switch
 from attnlens.checkpoints.tape import Tape
 from attnlens.checkpoints.virtual import grown, virtual_tokens
@@ -133,8 +134,9 @@ def _attentions(model: PreTrainedModel, batch: dict[str, Tensor], tape: Tape) ->
         weights = [each for each in given if isinstance(each, Tensor) and each.shape[-1] == length]
         if not weights:
             raise UnsupportedModel(f"{type(model).__name__} returns no eager attention to prove the recording against")
-        maps = attention_maps(model, batch, stack=stack, kind=kind) if stack else attention_maps(model, batch)
-        entropy = tape.select(stack=stack, kind=kind)["entropy"]
+        measured = tape.select(stack=stack, kind=kind)
+        layers = [number for number, site in enumerate(tape.sites) if site in measured.sites]
+        maps, entropy = attention_maps(model, batch, layers=layers), measured["entropy"]
         masks = [grown(batch[mask].bool(), virtual_tokens(model), 1) for mask in (queries, keys)]
         seen[f"{stack} {kind}" if stack else ""] = _Seen(maps, entropy, torch.stack(weights, 1).float(), *masks)
     return seen

@@ -16,13 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from attnlens.checkpoints.dense import Drawn
 from attnlens.checkpoints.hide import edited
-from attnlens.checkpoints.leaving import MAP, SLOT
+from attnlens.checkpoints.leaving import SLOT
 from attnlens.checkpoints.session import Session
 from attnlens.checkpoints.switch import NAME, own
 from attnlens.checkpoints.tape import Site, Tape
-from attnlens.core.errors import AttnlensError, UnsupportedModel
-from attnlens.core.flow import rollout_step
+from attnlens.core.errors import UnsupportedModel
 from attnlens.core.pairs import Logits
 from attnlens.core.scores import Scores
 
@@ -146,6 +146,7 @@ class record:  # a verb in lower case, like torch.no_grad
     gave, it is NaN, and `call.reasons` says why.
     In an encoder–decoder groups mark the tokens of the text that is read and rows those of the text that reads; where
     the measured sites do not share it, ShapeError asks for a choice of `layers`.
+    Each step of `generate` is a call of its own, with the rows that are new in it over all keys of its cache.
 
     Gives a `Tape`. Raises EmptyTape when the block ends without a complete forward pass. Nothing stays behind.
     Code under torch.compile runs uncompiled inside the block.
@@ -163,6 +164,7 @@ class record:  # a verb in lower case, like torch.no_grad
     keep: bool = False
     against: Sequence[Logits] | None = None
     without_virtual: bool = False
+    _drawn: Drawn = field(default=Drawn(), init=False, repr=False)
     _fold: Callable[[Site, dict[str, Tensor]], None] | None = field(default=None, init=False, repr=False)
     _session: Session | None = field(default=None, init=False, repr=False)
 
@@ -177,49 +179,3 @@ class record:  # a verb in lower case, like torch.no_grad
         self._session.close()
         if error is None:
             self._session.check()
-
-
-def attention_maps(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    *,
-    layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
-    stack: str | None = None,
-    kind: str | None = None,
-) -> Tensor:
-    """Dense attention weights (B, L, H, Q, K) of chosen layers and heads: the only place that keeps a T×T map.
-
-    Float32 softmax rows without dropout; 0 where a key is hidden, NaN on padding rows. stack, kind: those of an
-    encoder–decoder, as in `Tape.select`.
-    """
-    recorder = record(model, statistics=(MAP,), layers=layers, heads=heads, exact=True)
-    with torch.no_grad(), recorder as tape:
-        model(**batch)
-    return tape.select(stack=stack, kind=kind)[MAP]
-
-
-def attention_rollout(model: nn.Module, batch: Mapping[str, Tensor], *, stack: str | None = None) -> Tensor:
-    """What each token of the last layer has of each input token, by attention alone (Abnar & Zuidema 2020).
-
-    (B, T, T) in float32: rows sum to 1, NaN on padding rows. Layer by layer, R_l = ½(mean_h A_l + I) R_{l−1}: one map
-    of one layer is alive at a time. stack: "encoder" or "decoder" of an encoder–decoder, its self-attention. A picture
-    of what could flow, without values, norms and feed-forward layers: no attribution.
-    """
-    recorder, rolled = record(model, statistics=(MAP,), exact=True), dict[str, tuple[Tensor, Tensor]]()
-
-    def fold(site: Site, results: dict[str, Tensor]) -> None:
-        if site.kind == "self" and stack in (None, site.stack):
-            before = rolled[site.stack][0] if site.stack in rolled else None
-            padding = results[MAP].isnan().any(3).any(1)
-            rolled[site.stack] = rollout_step(before, results[MAP]), padding
-
-    recorder._fold = fold
-    with torch.no_grad(), recorder:
-        model(**batch)
-    if len(rolled) != 1:
-        raise AttnlensError(
-            f"choose one stack of self-attention: stack={' or '.join(map(repr, sorted(rolled))) or 'None'}"
-        )
-    ((product, padding),) = rolled.values()
-    return product.masked_fill(padding[:, :, None], torch.nan)

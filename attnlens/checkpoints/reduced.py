@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnlens.checkpoints.leaving import MAP, SLOT, check_heads, leave
+from attnlens.checkpoints.dense import MAP
+from attnlens.checkpoints.leaving import SLOT, check_heads, leave
 from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.core.errors import UnsupportedModel
 from attnlens.core.pairs import PAIRS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ASKED = "output_attentions"
 REASON = "this architecture computes attention past transformers' attention interface and hands back weights alone"
+TRAINING = " whose rows sum to 1, as dropout leaves none: record in model.eval(), or without dropout of attention"
 UNKNOWN = ("lse", SHARE_VALUE)  # statistics of logits and of values
 
 
@@ -122,7 +124,8 @@ def _reduce(session: "Session", module: nn.Module, weights: Tensor) -> None:
     """Statistics of the weights (B, H, Q, K) onto the tape.
 
     A row sees the keys that any head gives weight to: in float32 and bfloat16 a softmax that is not hidden is not 0 in
-    all heads, unless its logit lies 87 below the largest in each.
+    all heads, unless its logit lies 87 below the largest in each. In float16 17 are enough: what is 0 there must be
+    hidden for another reason, or UnsupportedModel is raised.
     """
     texts, heads, rows, keys = weights.shape
     seen = (weights > 0).any(1, keepdim=True)  # (B, 1, Q, K)
@@ -132,6 +135,8 @@ def _reduce(session: "Session", module: nn.Module, weights: Tensor) -> None:
     site = session.site(module, looks_back=looks_back)
     if site is None:
         return
+    if weights.dtype == torch.float16 and session.names != (MAP,):
+        _certain(seen[:, 0], mask, real, looks_back)
     if session.virtual:
         text = keys - session.virtual
         weights, seen = weights[:, :, -text:, session.virtual :], seen[:, :, -text:, session.virtual :]
@@ -143,10 +148,27 @@ def _reduce(session: "Session", module: nn.Module, weights: Tensor) -> None:
     weights = weights if weights.dtype == torch.float64 else weights.float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     if session.names == (MAP,):
-        results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
+        results = {MAP: session.without(weights[:, :, session.drawn.rows(rows)], queries)}
     else:
         results = _statistics(session, weights, seen.expand_as(weights), queries)
     leave(session, site, results)
+
+
+def _certain(seen: Tensor, mask: Tensor | None, real: Tensor | slice, looks_back: bool) -> None:
+    """Raise UnsupportedModel where a float16 weight of 0 is neither padding (B, K) nor later than its row.
+
+    seen (B, Q, K); real: the rows that are no padding.
+    """
+    rows, keys = seen.shape[1:]
+    expected = torch.ones_like(seen)
+    if looks_back:
+        expected = expected.tril(keys - rows)
+    if mask is not None and mask.ndim == 2 and mask.shape[1] >= keys:
+        expected = expected & (mask[:, None, -keys:] != 0)
+    if bool((expected & ~seen)[real].any()):
+        raise UnsupportedModel(
+            "a float16 weight of 0 may be a hidden key or one below 6e-8: load the model in bfloat16 or float32"
+        )
 
 
 def _statistics(session: "Session", weights: Tensor, seen: Tensor, queries: Tensor | None) -> dict[str, Tensor]:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attnlens.checkpoints.leaving import MAP, SLOT, check_heads, leave
-from attnlens.checkpoints.reduced import Reducer
+from attnlens.checkpoints.dense import MAP, Drawn
+from attnlens.checkpoints.leaving import SLOT, check_heads, leave
+from attnlens.checkpoints.reduced import REASON, TRAINING, Reducer
 from attnlens.checkpoints.switch import NAME, configs_of, lock, off_interface, restore, switch
 from attnlens.checkpoints.tape import Call, Site, Tape
 from attnlens.checkpoints.values import NAME as SHARE_VALUE
-from attnlens.checkpoints.values import Values
+from attnlens.checkpoints.values import Values, lengths
 from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.pairs import PAIRS, Logits
-from attnlens.core.rows import STATISTICS, Groups, dense_map
+from attnlens.core.rows import STATISTICS, Groups
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
 
@@ -40,6 +41,7 @@ class Order(Protocol):
     keep: bool
     against: Sequence[Logits] | None
     without_virtual: bool
+    _drawn: Drawn
     _fold: Callable[[Site, dict[str, Tensor]], None] | None
 
 
@@ -58,6 +60,7 @@ class Session:
         self.heads = None if order.heads is None else list(order.heads)
         self.exact, self.keep, self.against = order.exact, order.keep, order.against
         self.together, self.columns, self.fold = order.together, order.columns, order._fold
+        self.drawn = order._drawn
         self.tape, self.call, self.arguments = Tape(), None, {}
         self.thread = threading.get_ident()
         self.root = getattr(order.model, "_orig_mod", getattr(order.model, "module", order.model))
@@ -65,7 +68,10 @@ class Session:
         self.modules = dict(self.root.named_modules(remove_duplicate=True))
         self.sites = {id(module): name for name, module in self.modules.items()}
         self.hooks: list[Any] = []
-        self.values = Values(self.modules) if SHARE_VALUE in self.names and self.bypassed is None else None
+        if self.drawn.weighted and self.bypassed:
+            raise UnsupportedModel(f"no value-weighted maps: {REASON}")
+        of_values = MAP if self.drawn.weighted else SHARE_VALUE if SHARE_VALUE in self.names else None
+        self.values = None if of_values is None or self.bypassed else Values(self.modules, of_values)
         # Those that take the batch's masks: an encoder–decoder alone knows which of the two is whose.
         models = [module for module in self.modules.values() if isinstance(module, PreTrainedModel)]
         pairs = [model for model in models if "decoder_input_ids" in inspect.signature(model.forward).parameters]
@@ -117,6 +123,7 @@ class Session:
             raise UnsupportedModel(
                 f"{type(self.root).__name__} ran no attention through transformers' attention interface"
                 + ("" if self.bypassed is None else ", and hands back no weights")
+                + (TRAINING if self.bypassed and self.root.training else "")
             )
         most = max(call.seen for call in self.tape.calls)
         if self.layers is not None and not self.layers <= set(range(most)):
@@ -172,18 +179,21 @@ class Session:
             query, key, scores = of_text(query, key, scores, self.virtual)
         scores = _without_padding(scores, _mask(self, _texts(site)[1]))
         queries = self.valid(site, len(query), query.shape[2], key.shape[2], query.device)
-        norms = None
+        read, projection = value.detach()[:, :, self.virtual :], None
         if self.values is not None:
-            norms = self.values.norms(site.name, len(call.sites), value[:, :, self.virtual :], query.shape[1])
+            projection = self.values.output(site.name, len(call.sites), read, query.shape[1])
         if self.heads is not None:
             check_heads(self.heads, query.shape[1])
+            read, projection = read[:, _key_heads(self.heads, query, key)], _cut(projection, self.heads)
             query, key, scores = _only(self.heads, query, key, scores)
-            norms = None if norms is None else norms[:, self.heads]
         logits, attended = Logits(query.detach(), key.detach(), _detached(scores)), None
         if self.names == (MAP,):
-            weights = dense_map(*logits).weights[..., : key.shape[2]]
-            results = {MAP: weights if queries is None else weights.masked_fill(~queries[:, None, :, None], torch.nan)}
+            weights = self.drawn.weights(logits)
+            if self.drawn.weighted:
+                weights = self.drawn.carried(weights, read, projection)
+            results = {MAP: self.without(weights, queries)}
         else:
+            norms = None if self.values is None else lengths(read, projection, query.shape[1])
             against = _base(self.against, len(call.sites)) if self.pairs else None
             wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
             taken = value.detach() if output else None
@@ -192,6 +202,12 @@ class Session:
             call.logits.append(_copied(logits))
         leave(self, site, results)
         return attended
+
+    def without(self, maps: Tensor, queries: Tensor | None) -> Tensor:
+        """The drawn maps (B, H, Q, K) with NaN in the rows that are no data, as `valid` says it of all rows."""
+        if queries is None:
+            return maps
+        return maps.masked_fill(~queries[:, self.drawn.rows(queries.shape[1])][:, None, :, None], torch.nan)
 
     def site(self, module: nn.Module, *, looks_back: bool) -> Site | None:
         """Where the attention that runs now stands in the model; None where it is not one of the chosen layers."""
@@ -303,13 +319,22 @@ def _copied(logits: Logits) -> Logits:
     return Logits(logits.query.clone(), logits.key.clone(), replace(logits.scores, sinks=sinks))
 
 
+def _key_heads(heads: list[int], query: Tensor, key: Tensor) -> list[int]:
+    """The key head of each of some query heads."""
+    return [head // (query.shape[1] // key.shape[1]) for head in heads]
+
+
+def _cut(slices: Tensor | None, heads: list[int]) -> Tensor | None:
+    """Some heads' slices of a projection (H, D_v, M)."""
+    return None if slices is None else slices[heads]
+
+
 def _only(heads: list[int], query: Tensor, key: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Scores]:
     """q, k and scores of some query heads; each gets its own key head."""
-    repeats = query.shape[1] // key.shape[1]
 
     def cut(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.shape[1] == 1 else tensor[:, heads]
 
     sinks = None if scores.sinks is None else scores.sinks[heads]
     chosen = replace(scores, mask=cut(scores.mask), bias=cut(scores.bias), sinks=sinks)
-    return query[:, heads], key[:, [head // repeats for head in heads]], chosen
+    return query[:, heads], key[:, _key_heads(heads, query, key)], chosen

@@ -20,9 +20,13 @@ NAME = "share_value"
 
 
 class Values:
-    """The output projections of one model under one session; the session closes it."""
+    """The output projections of one model under one session, which closes it.
 
-    def __init__(self, modules: Mapping[str, nn.Module]):
+    statistic: the one that reads them, NaN where one is not known.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], statistic: str):
+        self.statistic = statistic
         self.projections: dict[str, list[nn.Module]] = {}
         for name, module in modules.items():
             weight = getattr(module, "weight", None)
@@ -35,19 +39,17 @@ class Values:
         unique = {id(module): module for found in self.projections.values() for module in found}
         self._hooks = [module.register_forward_pre_hook(self._enter) for module in unique.values()]
 
-    def norms(self, attention: str, number: int, value: Tensor, heads: int) -> Tensor:
-        """‖f(x_j)‖ (B, H, K) of the values (B, H_kv, K, D_v) that site `number` of the call, so named, was given.
+    def output(self, attention: str, number: int, value: Tensor, heads: int) -> Tensor | None:
+        """What site `number` of the call, so named, makes of its values (B, H_kv, K, D_v): a slice a head, (H, D_v, M).
 
-        NaN where the projection is not known.
+        None where the projection is not known.
         """
         found = self.projections.get(site_of(f"{attention}.value.weight"), [])
         output, reason = None, f"the output projection of {attention} is not known"
         if len(found) == 1:
             output, reason = _slices(found[0], heads, value.detach())
         self._unproven[number], self._site = reason, (number, found)
-        if output is None:
-            return value.new_full((value.shape[0], heads, value.shape[2]), torch.nan)
-        return value_norms(value.detach(), output)
+        return output
 
     def gave(self, output: Tensor) -> None:
         """Note what the attention that was measured last gave back, (B, Q, H, D_v)."""
@@ -59,11 +61,11 @@ class Values:
     def settle(self, call: Call) -> None:
         """At the end of a call: statistics of sites whose projection did not prove itself become NaN."""
         for number, reason in self._unproven.items():
-            if number < len(call.values.get(NAME, [])):
-                call.values[NAME][number].fill_(torch.nan)
-                for count in call.counts.get(NAME, [])[number : number + 1]:
+            if number < len(call.values.get(self.statistic, [])):
+                call.values[self.statistic][number].fill_(torch.nan)
+                for count in call.counts.get(self.statistic, [])[number : number + 1]:
                     count.zero_()
-                call.reasons.setdefault(NAME, reason)
+                call.reasons.setdefault(self.statistic, reason)
         self._given, self._unproven = {}, {}
 
     def close(self) -> None:
@@ -82,6 +84,13 @@ class Values:
         )
         if same and self._unproven.get(number, "").startswith(PROVABLE):
             del self._unproven[number]
+
+
+def lengths(value: Tensor, output: Tensor | None, heads: int) -> Tensor:
+    """‖f(x_j)‖ (B, H, K) of values (B, H_kv, K, D_v) under `Values.output`; NaN where that is not known."""
+    if output is None:
+        return value.new_full((value.shape[0], heads, value.shape[2]), torch.nan)
+    return value_norms(value, output)
 
 
 PROVABLE = "what enters the output projection"

@@ -28,6 +28,23 @@ def value_norms(value: Tensor, output: Tensor) -> Tensor:
     return lengths.transpose(2, 3).reshape(texts, heads, keys)
 
 
+def summed_lengths(weights: Tensor, value: Tensor, output: Tensor) -> Tensor:
+    """‖Σ_h α^h_ij f^h(x_j)‖ of a layer (Kobayashi et al. 2020, eq. 3, over its heads), (B, Q, K).
+
+    weights (B, H, Q, K), of some query heads; value (B, H_kv, K, D_v); output (H, D_v, M), as of `value_norms`, of the
+    same heads. By the Gram matrix of the heads' vectors of each key, H numbers a pair instead of M: in float64, which
+    leaves half its digits where the vectors cancel. Hand example: two heads of one key, vectors [3, 0] and [0, 4],
+    weights 1 and 1 → 5.
+    """
+    heads = weights.shape[1]
+    shared = value.double().repeat_interleave(heads // value.shape[1], 1)  # (B, H, K, D_v)
+    vectors = (shared @ output.double()).transpose(1, 2)  # (B, K, H, M)
+    gram = vectors @ vectors.mT
+    alphas = weights.double().permute(0, 3, 2, 1)  # (B, K, Q, H)
+    squares = ((alphas @ gram) * alphas).sum(-1)
+    return squares.clamp(min=0).sqrt().mT.to(weights.dtype)
+
+
 def rollout_step(rolled: Tensor | None, weights: Tensor) -> Tensor:
     """R_l = ½(mean_h A_l + I) R_{l−1} (Abnar & Zuidema 2020), (B, T, T): what each row has of each token after layer l.
 

@@ -1,6 +1,6 @@
 """How one attention layer turns queries and keys into logits: scale, softcap, bias, mask, causality, window, sinks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -64,16 +64,37 @@ class Scores:
         """Which keys of the box may be seen, bool (b|1, h|1, q, k); None where all may. offset: K − Q of the map."""
         seen = None
         if self.causal or self.window is not None:
-            distance = distances(box, offset, device)
-            seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
-            if self.window is not None:
-                seen = seen & (distance.abs() < self.window)
-            seen = seen[None, None]
+            seen = self._reach(distances(box, offset, device))
         if self.mask is not None:
             tile = cut(self.mask, box)
             allowed = tile if tile.dtype == torch.bool else tile > torch.finfo(tile.dtype).min / 2
             seen = allowed if seen is None else seen & allowed
         return seen
+
+    def _reach(self, gaps: Tensor) -> Tensor:
+        """Which pairs, by the signed position (q, k) of query minus key, causality and window let see: (1, 1, q, k)."""
+        seen = gaps >= 0 if self.causal else torch.ones_like(gaps, dtype=torch.bool)
+        if self.window is not None:
+            seen = seen & (gaps.abs() < self.window)
+        return seen[None, None]
+
+    def at(self, queries: list[int], rows: int, keys: int) -> "Scores":
+        """The same scores of some of the queries, of a map of so many rows and keys: what hides is a mask now."""
+        device = None if self.mask is None else self.mask.device
+        seen = None
+        if self.causal or self.window is not None:
+            positions = torch.tensor(queries, device=device)[:, None] + keys - rows
+            seen = self._reach(positions - torch.arange(keys, device=device))
+
+        def some(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None or tensor.shape[2] == 1 else tensor[:, :, queries]
+
+        mask = some(self.mask)
+        if mask is not None and seen is not None:
+            hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+            seen = mask.expand(*mask.shape[:2], *seen.shape[2:]).masked_fill(~seen, hidden)
+        mask = mask if seen is None else seen
+        return replace(self, mask=mask, bias=some(self.bias), causal=False, window=None)
 
     def hide(self, logits: Tensor, box: Box, offset: int) -> None:
         """Put HIDDEN where a key may not be seen, in place. offset: K − Q of the map."""

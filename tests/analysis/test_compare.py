@@ -17,7 +17,7 @@ from attnlens.analysis.inference import BESIDE
 from attnlens.analysis.prepare import RANDOM, SWAPPED, Reading, choose_salience, plan, prepare, row_selector
 from attnlens.analysis.results import open_comparison
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.checkpoints.record import attention_maps
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, IncompatibleCheckpoints
 from attnlens.salience import Aids
 from attnlens.salience.controls import matched_controls

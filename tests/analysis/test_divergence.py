@@ -12,7 +12,7 @@ import transformers as tf
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.prepare import Reading, assemble, prepare, row_selector
 from attnlens.checkpoints.load import Checkpoint, load
-from attnlens.checkpoints.record import attention_maps
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.core.errors import CorpusError, UnknownName
 from attnlens.text.align import encode
 from attnlens.text.corpus import Corpus, Example, Span

@@ -11,7 +11,7 @@ from torch import nn
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.checkpoints.record import attention_maps
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.core.resampling import document_means
 from attnlens.show.word_tables import refocusing_table
 from attnlens.text.align import encode, words

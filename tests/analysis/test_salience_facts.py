@@ -18,7 +18,7 @@ from attnlens.analysis.prepare import (
     salience_warnings,
 )
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.checkpoints.record import attention_maps
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.core.errors import AttnlensError, CorpusError
 from attnlens.salience import Aids
 from attnlens.text.align import encode

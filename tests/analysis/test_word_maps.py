@@ -17,7 +17,7 @@ from attnlens.analysis.prepare import Reading, prepare
 from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.analysis.word_maps import BETWEEN, ONE, STEPS, quantised
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.checkpoints.record import attention_maps
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.text.align import encode, words
 from attnlens.text.corpus import Corpus, Example
 

@@ -5,7 +5,8 @@ import torch
 import transformers as tf
 
 from attnlens.checkpoints.hide import SLOT, without_keys
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.errors import ShapeError, UnsupportedModel
 from tests.models import CONFIGS, batch, build
 

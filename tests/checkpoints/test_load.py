@@ -220,7 +220,11 @@ def test_the_proof_stops_a_model_whose_recording_is_wrong(monkeypatch: pytest.Mo
 
 def test_the_proof_sees_a_lost_mask(monkeypatch: pytest.MonkeyPatch):
     real = proof.attention_maps
-    monkeypatch.setattr(proof, "attention_maps", lambda model, batch: real(model, {"input_ids": batch["input_ids"]}))
+    monkeypatch.setattr(
+        proof,
+        "attention_maps",
+        lambda model, batch, layers: real(model, {"input_ids": batch["input_ids"]}, layers=layers),
+    )
     with pytest.raises(UnsupportedModel, match="failed its self-proof"):
         prove(build("bert"))
 

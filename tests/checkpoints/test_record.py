@@ -8,7 +8,8 @@ import transformers as tf
 from torch import nn
 
 from attnlens.checkpoints import switch
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.errors import AttnlensError, ShapeError, UnknownName, UnsupportedModel
 from attnlens.core.rows import STATISTICS, AttentionMap, Groups, row_statistics
 from tests.models import BERT, CONFIGS, batch, build

@@ -10,7 +10,8 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.errors import AttnlensError, ShapeError
 from tests.models import BERT, SIZES, batch, build
 
@@ -163,11 +164,10 @@ def test_kinds_are_selected_and_never_mixed(name: str):
     for stack, kind, length in (("encoder", "self", 13), ("decoder", "self", 9), ("decoder", "cross", 9)):
         chosen = tape.select(stack=stack, kind=kind)
         assert chosen["entropy"].shape == (3, 2, 4, length)
-        with torch.no_grad():
-            maps = attention_maps(model, inputs, stack=stack, kind=kind)
+        maps = attention_maps(model, inputs, layers=[i for i, site in enumerate(tape.sites) if site in chosen.sites])
         assert maps.shape == (3, 2, 4, length, 13 if kind == "cross" or stack == "encoder" else 9)
         torch.testing.assert_close(maps.amax(-1), chosen["max_weight"], equal_nan=True)
-    with pytest.raises(AttnlensError, match="several kinds of attention"):
+    with pytest.raises(AttnlensError, match="choose layers of one kind of attention with layers="):
         attention_maps(model, inputs)
 
 

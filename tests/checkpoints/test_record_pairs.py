@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.errors import ShapeError, UnknownName
 from attnlens.core.pairs import PAIRS, Logits
 from tests.models import batch, build

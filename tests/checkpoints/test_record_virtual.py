@@ -5,7 +5,8 @@ import torch
 import transformers as tf
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.errors import UnsupportedModel
 from tests.models import CONFIGS, SPECIAL, batch, build
 

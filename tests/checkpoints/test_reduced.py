@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from attnlens.checkpoints import session
 from attnlens.checkpoints.causality import is_causal
 from attnlens.checkpoints.hide import without_keys
+from attnlens.checkpoints.maps import attention_maps
 from attnlens.checkpoints.proof import prove
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.record import record
 from attnlens.checkpoints.reduced import REASON, UNKNOWN
 from attnlens.core.errors import ShapeError, UnsupportedModel
 from attnlens.core.pairs import PAIRS

@@ -2,24 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 import transformers as tf
 
-from attnlens.checkpoints.record import attention_maps, attention_rollout
-from attnlens.core.errors import AttnlensError, ShapeError
-from attnlens.core.flow import rollout_step
+from attnlens.checkpoints.maps import attention_maps, attention_rollout
+from attnlens.core.errors import AttnlensError
 from tests.models import batch, build
-
-
-def test_by_hand():
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])[None, None]
-    first = rollout_step(None, weights)
-    assert first.tolist() == [[[1.0, 0.0], [0.25, 0.75]]]
-    assert rollout_step(first, weights).tolist() == [[[1.0, 0.0], [0.4375, 0.5625]]]  # ¼ + ¾·¼, ¾·¾
-    padded = torch.tensor([[1.0, 0.0], [torch.nan, torch.nan]])[None, None]
-    assert rollout_step(None, padded).tolist() == [[[1.0, 0.0], [0.0, 1.0]]]
-    with pytest.raises(ShapeError, match="of a text on itself"):
-        rollout_step(None, torch.ones(1, 1, 2, 3))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attnlens.analysis.weights import head_changes
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.checkpoints.record import attention_maps, record
+from attnlens.checkpoints.maps import attention_maps
+from attnlens.checkpoints.record import record
 from attnlens.core.pairs import PAIRS
 from attnlens.core.rows import dense_map
 from tests.laws.models import NAMES, Real, layers_of, noisy, same
