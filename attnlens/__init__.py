@@ -4,9 +4,8 @@ Every public name is imported when it is first used, so that `import attnlens` s
 """
 
 from importlib import import_module
-from importlib.metadata import version
 
-__version__ = version("attnlens")
+__version__: str
 
 _HOMES = {
     "AttnlensError": "core.errors",
@@ -46,6 +45,11 @@ __all__ = [*_HOMES]
 
 def __getattr__(name: str):
     """Import the floor that holds `name` when it is first asked for (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version  # it alone takes as long as the rest of this import
+
+        globals()[name] = version("attnlens")
+        return globals()[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'attnlens' has no attribute {name!r}")
     value = getattr(import_module(f"attnlens.{_HOMES[name]}"), name)
