@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from attnlens.analysis.results import Comparison
@@ -160,6 +161,7 @@ def panels(layout: Layout, panel: Panel) -> Callable[[float], Figure]:
             if layout.share and index % columns == 0:
                 ax.set_ylabel(layout.y)
             panel(ax, index)
+            _fit(ax, width / columns - 0.3)  # what the numbers of the axis leave of the column
         if layout.bar:
             beside = {"aspect": 22, "pad": 0.02, "shrink": 0.9} if width > 4 else {"location": "bottom", "aspect": 40}
             ticks = MaxNLocator(integer=True) if layout.whole else None
@@ -172,6 +174,16 @@ def panels(layout: Layout, panel: Panel) -> Callable[[float], Figure]:
         return figure
 
     return draw
+
+
+def _fit(ax: Axes, room: float) -> None:
+    """Make the title smaller where it is wider than `room` inches: fonts that stand in for Arial are wider."""
+    title = ax.get_title(loc="left")
+    for text in ax.findobj(lambda artist: isinstance(artist, Text) and bool(title) and artist.get_text() == title):
+        assert isinstance(text, Text)
+        needed = text.get_window_extent().width / ax.figure.dpi
+        if needed > room:
+            text.set_fontsize(float(text.get_fontsize()) * room / needed)
 
 
 def _columns(layout: Layout, width: float) -> int:
