@@ -214,7 +214,7 @@ def _weights(cast: Cast) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Change of every matrix and of every head's products, of each tuned model, from the weights as stored."""
     weights, heads = [], []
     for model, name in zip(cast.given[1 : cast.answered], cast.names[1 : cast.answered], strict=True):
-        weights.append(weight_changes(cast.given[0], model, spectra=False).assign(model=name))
+        weights.append(weight_changes(cast.given[0], model, spectra="none").assign(model=name))
         heads.append(head_changes(cast.given[0], model).assign(model=name))
     return pd.concat(weights, ignore_index=True), pd.concat(heads, ignore_index=True)
 

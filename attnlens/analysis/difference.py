@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from attnlens.analysis.opening import Given, Opened, opened
-from attnlens.analysis.weights import Progress, by_layer, by_module, changes_of, heads_of
+from attnlens.analysis.weights import Progress, Spectra, by_layer, by_module, changes_of, heads_of
 from attnlens.checkpoints.deltas import Adapted
 from attnlens.core.weights import WeightChange, pool
 
@@ -37,11 +37,11 @@ class Difference:
 
 
 def difference(
-    base: Given | None, tuned: Given, *, spectra: bool = True, progress: Progress | None = None
+    base: Given | None, tuned: Given, *, spectra: Spectra = "estimated", progress: Progress | None = None
 ) -> Difference:
     """Changes of all matrices, pooled and by head; base None: the one that the adapter `tuned` names.
 
-    spectra False leaves out what needs a decomposition of every matrix, which takes hours for billions of weights.
+    spectra: as of `weight_changes`.
     """
     with opened(base, tuned) as both:
         changes = changes_of(both, spectra=spectra, progress=progress)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -14,12 +14,17 @@ from attnlens.checkpoints.heads import Geometry, circuits, sites
 from attnlens.checkpoints.tensors import Pair, Tensors
 from attnlens.core.circuits import Factors, ProductChange, product_change
 from attnlens.core.errors import CheckpointError
+from attnlens.core.lanczos import Estimate, estimated_spectrum
 from attnlens.core.spectra import LowRank, Spectrum, change_spectrum, subspace_turn
 from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, weight_change
 
 Progress = Callable[[int, int], None]
 CHANGE = ("delta_norm", "base_norm", "relative", "entries", "identical")
 SPECTRUM = ("spectral_norm", "stable_rank", "effective_rank", "nuclear_norm")
+ERRORS = tuple(f"{name}_error" for name in SPECTRUM)
+Spectra = Literal["none", "estimated", "exact"]
+# On the shorter side of a matrix: a decomposition this small takes no longer than an estimate.
+SMALL = 512
 PRODUCT = ("delta_norm", "base_norm", "relative", "floor", "rounding")
 HEADS = ("model", "site", "stack", "layer", "head", "circuit", *PRODUCT)
 # A floor is the very change that rounding makes; sums in another order may differ in the last digits.
@@ -27,23 +32,25 @@ SLACK = 1 + 1e-9
 
 
 def weight_changes(
-    base: Given | None, tuned: Given, *, spectra: bool = True, progress: Progress | None = None
+    base: Given | None, tuned: Given, *, spectra: Spectra = "estimated", progress: Progress | None = None
 ) -> pd.DataFrame:
     """Change of every matrix in float64, one row each (METRICS 5), from the files as stored.
 
     Columns: model, matrix, module, layer (−1 outside the blocks), stack, kind (backbone or head), delta_norm,
     base_norm, relative, entries, identical, floor (the relative change that rounding to the narrower stored dtype
     makes; 0 where the dtypes are equal), rounding (a change not above the floor); with `spectra` also spectral_norm,
-    stable_rank, effective_rank and nuclear_norm of the change, spectral_relative, cosine, and of the subspace of the k
-    leading singular vectors the largest angle (radians), overlap (0 random, 1 the same) and gap σ_k/σ_{k+1} of the
-    base. Those of vectors are NaN. base None: the one that the adapter `tuned` names; the change of LoRA comes from
-    its factors, never from a merged copy.
+    stable_rank, effective_rank and nuclear_norm of the change and the relative error of each, cosine, and, from a
+    decomposition alone, spectral_relative and of the subspace of the k leading singular vectors the largest angle
+    (radians), overlap (0 random, 1 the same) and gap σ_k/σ_{k+1} of the base. Those of vectors are NaN.
+    spectra: "estimated" decomposes matrices of up to 512 on their shorter side, and estimates the others
+    (core/lanczos.py); "exact" decomposes all; "none". base None: the one that the adapter `tuned` names; the change of
+    LoRA comes from its factors, never from a merged copy.
     """
     with opened(base, tuned) as both:
         return changes_of(both, spectra=spectra, progress=progress)
 
 
-def changes_of(both: Opened, *, spectra: bool = True, progress: Progress | None = None) -> pd.DataFrame:
+def changes_of(both: Opened, *, spectra: Spectra = "estimated", progress: Progress | None = None) -> pd.DataFrame:
     """`weight_changes` of two checkpoints that are open."""
     rows = []
     for done, matched in enumerate(both.pairing.pairs):
@@ -53,7 +60,7 @@ def changes_of(both: Opened, *, spectra: bool = True, progress: Progress | None 
     return pd.DataFrame(rows)
 
 
-def _row(both: Opened, matched: Pair, spectra: bool) -> dict[str, Any]:
+def _row(both: Opened, matched: Pair, spectra: Spectra) -> dict[str, Any]:
     """One matrix; its factors stand for the change where there are any, and no change where nothing was touched."""
     old = both.base.read(matched.base)
     factors = None
@@ -61,7 +68,7 @@ def _row(both: Opened, matched: Pair, spectra: bool) -> dict[str, Any]:
     if isinstance(both.tuned, Adapted) and not isinstance(both.base, Adapted):
         factors = both.tuned.low_rank(matched.tuned)
         untouched = both.tuned.untouched(matched.tuned)
-    new = old if untouched else both.tuned.read(matched.tuned) if factors is None or spectra else None
+    new = old if untouched else both.tuned.read(matched.tuned) if factors is None or spectra != "none" else None
     change, spectrum = _measured(old, new, factors, spectra)
     for value, name, side in (
         (change.base_norm, matched.base, 0),
@@ -78,12 +85,12 @@ def _row(both: Opened, matched: Pair, spectra: bool) -> dict[str, Any]:
         "floor": floor,
         "rounding": change.delta_norm > 0 and change.relative <= floor * SLACK,
     }
-    return row | _shape(old, new, spectrum, change) if spectra and new is not None else row
+    return row | _shape(old, new, spectrum, change) if spectra != "none" and new is not None else row
 
 
 def _measured(
-    old: Tensor, new: Tensor | None, factors: LowRank | None, spectra: bool
-) -> tuple[WeightChange, Spectrum | None]:
+    old: Tensor, new: Tensor | None, factors: LowRank | None, spectra: Spectra
+) -> tuple[WeightChange, Spectrum | Estimate | None]:
     """Norms of the change, and its spectrum where it is asked for and there is one."""
     if factors is not None:
         spectrum = factors.spectrum()
@@ -91,22 +98,31 @@ def _measured(
         return WeightChange(spectrum.norm, base_norm, old.numel(), factors.unchanged()), spectrum
     assert new is not None
     change = weight_change(old, new)
-    wanted = spectra and old.ndim == 2 and 0 < change.delta_norm < math.inf
-    return change, change_spectrum(old, new) if wanted else None
+    if spectra == "none" or old.ndim != 2 or not 0 < change.delta_norm < math.inf:
+        return change, None
+    if spectra == "exact" or min(old.shape) <= SMALL:
+        return change, change_spectrum(old, new)
+    moved = torch.sub(new.float(), old) if new.dtype != torch.float64 else new - old
+    # A change within 16 bits is a small multiple of the last digit, which 16 bits hold.
+    return change, estimated_spectrum(moved.bfloat16() if old.dtype == new.dtype == torch.bfloat16 else moved)
 
 
-def _shape(old: Tensor, new: Tensor, spectrum: Spectrum | None, change: WeightChange) -> dict[str, float]:
+def _shape(old: Tensor, new: Tensor, spectrum: Spectrum | Estimate | None, change: WeightChange) -> dict[str, float]:
     """What needs spectra, of the change and of both matrices; an unchanged matrix has turned by exactly 0."""
     row: dict[str, float] = dict.fromkeys(
-        (*SPECTRUM, "spectral_relative", "cosine", "angle", "overlap", "gap"), math.nan
+        (*SPECTRUM, *ERRORS, "spectral_relative", "cosine", "angle", "overlap", "gap"), math.nan
     )
     row |= {"k": 0, "cosine": cosine(old, new)}
     if old.ndim != 2:
         return row
     if change.delta_norm == 0 or spectrum is None:
-        return row | {"spectral_norm": 0.0, "nuclear_norm": 0.0, "spectral_relative": 0.0, "angle": 0.0, "overlap": 1.0}
-    turn = subspace_turn(old, new)
+        still = dict.fromkeys(("spectral_norm", "nuclear_norm", "spectral_relative", "angle", *ERRORS), 0.0)
+        return row | still | {"overlap": 1.0}
     row |= {name: getattr(spectrum, name) for name in SPECTRUM}
+    if isinstance(spectrum, Estimate):
+        return row | {name: getattr(spectrum, name) for name in ERRORS}
+    row |= dict.fromkeys(ERRORS, 0.0)
+    turn = subspace_turn(old, new)
     row |= {name: getattr(turn, name) for name in ("k", "angle", "overlap", "gap")}
     return row | {"spectral_relative": spectrum.spectral_norm / turn.spectral_norm if turn.spectral_norm else math.nan}
 

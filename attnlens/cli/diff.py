@@ -1,5 +1,6 @@
 """`attnlens diff`: what tuning did to the weights, read from the files; no model runs."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +12,23 @@ if TYPE_CHECKING:
     from attnlens.analysis.difference import Difference
 
 
+class Spectra(StrEnum):
+    """What `--spectra` may be."""
+
+    estimated = "estimated"
+    exact = "exact"
+    none = "none"
+
+
 def diff(
     checkpoints: Annotated[
         list[str], typer.Argument(help="BASE TUNED: folders, files, hub ids; or one adapter that names its base.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables as CSV.")] = None,
     spectra: Annotated[
-        bool, typer.Option("--spectra/--no-spectra", help="Ranks and angles: hours for billions of weights.")
-    ] = True,
+        Spectra,
+        typer.Option(help="Ranks and norms of each change: large ones estimated, with their error; exact; or none."),
+    ] = Spectra.estimated,
     force: Annotated[bool, typer.Option("--force", help="Replace tables of another run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -35,7 +45,7 @@ def diff(
     base = checkpoints[0] if len(checkpoints) == 2 else None
     targets = {} if output is None else _targets(output, force=force)
     with terminal.progress("Comparing") as (advance,):
-        result = difference(base, checkpoints[-1], spectra=spectra, progress=advance)
+        result = difference(base, checkpoints[-1], spectra=spectra.value, progress=advance)
     _write(result, targets)
     if as_json:
         terminal.print_json(_plain(result))

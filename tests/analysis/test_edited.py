@@ -47,7 +47,7 @@ def test_a_model_changed_in_memory_is_compared_as_it_is(folder: Path):
         query(tuned).weight.mul_(1.5)
     assert not tuned.is_as_loaded and base.is_as_loaded
     for pair, sign in (((base, tuned), 1), ((tuned, base), -1), ((folder, tuned), 1)):
-        frame = weight_changes(*pair, spectra=False).set_index("matrix")
+        frame = weight_changes(*pair, spectra="none").set_index("matrix")
         assert frame.index[frame["delta_norm"] > 0].tolist() == ["encoder.layer.1.attention.self.query.weight"]
         expected = 0.5 if sign > 0 else 1 / 3
         assert frame["relative"].max() == pytest.approx(expected, rel=1e-6)
@@ -86,7 +86,7 @@ def test_no_way_of_changing_goes_unseen(step: str, folder: Path):
     else:
         query(tuned, 0).weight = nn.Parameter(query(tuned, 1).weight.detach().clone())
     assert not tuned.is_as_loaded
-    assert (weight_changes(folder, tuned, spectra=False)["delta_norm"] > 0).any()
+    assert (weight_changes(folder, tuned, spectra="none")["delta_norm"] > 0).any()
 
 
 def test_the_checksum_sees_order_signs_and_names():
@@ -110,11 +110,11 @@ def test_unchanged_models_are_read_from_their_files(folder: Path, monkeypatch: p
     opened, init = [], Shelf.__init__
     base, tuned = load(folder), load(folder)
     monkeypatch.setattr(Shelf, "__init__", lambda self, files: (opened.append(files), init(self, files))[1])
-    weight_changes(base, tuned, spectra=False)
+    weight_changes(base, tuned, spectra="none")
     assert [len(files) for files in opened] == [1, 1]
     with torch.no_grad():
         query(tuned).weight.mul_(1.5)
-    weight_changes(base, tuned, spectra=False)
+    weight_changes(base, tuned, spectra="none")
     assert [len(files) for files in opened] == [1, 1, 1, 0]
 
 
@@ -125,7 +125,7 @@ def test_adapters_beside_a_base_that_is_as_loaded(folder: Path):
     )
     assert base.model is first.model is second.model
     assert all(checkpoint.is_as_loaded for checkpoint in (base, first, second))
-    assert (weight_changes(base, first, spectra=False)["delta_norm"] > 0).sum() == 2
+    assert (weight_changes(base, first, spectra="none")["delta_norm"] > 0).sum() == 2
     single = load(folder.parent / "adapter")
     assert single.is_as_loaded
     with torch.no_grad():
@@ -141,4 +141,4 @@ def test_a_checkpoint_made_by_hand_is_its_model(folder: Path):
     assert not by_hand.is_as_loaded, "nobody knows what it was"
     with torch.no_grad():
         query(by_hand).weight.mul_(1.5)
-    assert (weight_changes(folder, by_hand, spectra=False)["delta_norm"] > 0).sum() == 1
+    assert (weight_changes(folder, by_hand, spectra="none")["delta_norm"] > 0).sum() == 1

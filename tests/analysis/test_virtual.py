@@ -184,7 +184,7 @@ def test_loaded_is_what_peft_loads_and_off_is_the_base_bit_for_bit(folders: Path
 
 def test_the_weights_of_the_base_have_not_changed(folders: Path):
     for name in BASES:
-        found = difference(folders / name, folders / f"{name}-prompt", spectra=False)
+        found = difference(folders / name, folders / f"{name}-prompt", spectra="none")
         assert found.total.delta_norm == 0 and found.total.identical == found.total.entries > 0
         assert found.notes[0].startswith(
             f"The base's weights are untouched: {name}-prompt adds prompt_embeddings beside"

@@ -70,7 +70,7 @@ def test_every_matrix_of_the_files(folders: tuple[Path, Path]):
 
 def test_spectra_of_the_files(folders: tuple[Path, Path]):
     frame = weight_changes(*folders).set_index("matrix")
-    plain = weight_changes(*folders, spectra=False)
+    plain = weight_changes(*folders, spectra="none")
     pd.testing.assert_frame_equal(frame.reset_index()[plain.columns], plain)
     left, right = (load_file(folder / "model.safetensors") for folder in folders)
     name = "encoder.layer.1.intermediate.dense.weight"
@@ -102,7 +102,7 @@ def test_swapping_keeps_the_size(folders: tuple[Path, Path]):
 
 
 def test_pooling_is_the_root_of_summed_squares(folders: tuple[Path, Path]):
-    frame = weight_changes(*folders, spectra=False)
+    frame = weight_changes(*folders, spectra="none")
     backbone = frame[frame["kind"] == "backbone"]
     layers, modules = by_layer(frame), by_module(frame)
     assert layers["layer"].tolist() == [-1, 0, 1] and layers["share"].sum() == pytest.approx(1)
@@ -121,18 +121,18 @@ def test_a_narrower_copy_is_flagged_as_rounding(folders: tuple[Path, Path], dtyp
     copy = folders[0].parent / "copy"
     tf.BertModel.from_pretrained(folders[0]).to(dtype).save_pretrained(copy)  # pyright: ignore[reportArgumentType]
     for pair in ((folders[0], copy), (copy, folders[0])):
-        frame = weight_changes(*pair, spectra=False)
+        frame = weight_changes(*pair, spectra="none")
         changed = frame[frame["delta_norm"] > 0]
         assert changed["rounding"].all() and len(changed) > 20
         pooled = by_layer(frame)
         assert pooled["rounding"].all() and pooled["relative"].to_numpy() == pytest.approx(floor, rel=0.05)
-        found = difference(*pair, spectra=False)
+        found = difference(*pair, spectra="none")
         assert any("differ by rounding alone" in note for note in found.notes)
-    tuned = difference(copy, folders[1], spectra=False)
+    tuned = difference(copy, folders[1], spectra="none")
     assert not tuned.changes["rounding"].any()
     assert any("rounding alone changes the weights by" in note for note in tuned.notes)
     assert not any("did not change by more" in note or "No matrix" in note for note in tuned.notes)
-    assert not any("rounding" in note for note in difference(folders[1], folders[1], spectra=False).notes)
+    assert not any("rounding" in note for note in difference(folders[1], folders[1], spectra="none").notes)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama", "qwen2"])
@@ -198,7 +198,7 @@ def test_what_attention_cannot_see_is_no_change_of_heads(tmp_path: Path):
                 outer.weight[:, rows] = outer.weight[:, rows] @ torch.linalg.inv(mixing)
     base.save_pretrained(tmp_path / "a")
     turned.save_pretrained(tmp_path / "b")
-    modules = by_module(weight_changes(tmp_path / "a", tmp_path / "b", spectra=False)).set_index("module")
+    modules = by_module(weight_changes(tmp_path / "a", tmp_path / "b", spectra="none")).set_index("module")
     assert modules.loc["query", "relative"] > 0.5
     assert head_changes(tmp_path / "a", tmp_path / "b")["relative"].max() < 1e-12
 
@@ -239,11 +239,11 @@ def test_lora_from_factors_equals_the_merged_difference(name: str, rslora: bool,
     pd.testing.assert_frame_equal(factors.loc[touched, shape], dense.loc[touched, shape], rtol=1e-9, atol=1e-9)
     assert (factors.loc[touched, "effective_rank"] <= 3 * (1 + 1e-12)).all(), "the rank is at most r"
     assert (factors.loc[~touched, "delta_norm"] == 0).all() and not factors["rounding"].any()
-    plain = weight_changes(base, tuned, spectra=False).set_index("matrix")
+    plain = weight_changes(base, tuned, spectra="none").set_index("matrix")
     pd.testing.assert_frame_equal(plain, factors[plain.columns])
     heads = [head_changes(base, other)["relative"] for other in (tuned, merged)]
     assert heads[0].to_numpy() == pytest.approx(heads[1].to_numpy(), rel=1e-9)
-    alone = weight_changes(None, tuned, spectra=False)
+    alone = weight_changes(None, tuned, spectra="none")
     pd.testing.assert_frame_equal(alone.set_index("matrix"), plain)
 
 
@@ -282,8 +282,8 @@ def test_two_adapters_of_one_base(tmp_path: Path):
     base, first, merged = adapter("bert", tmp_path / "1", lora("bert"))
     (tmp_path / "2").mkdir()
     second = adapter("bert", tmp_path / "2", LoraConfig(r=2, target_modules=["key"]))
-    left = weight_changes(first, second[1], spectra=False).set_index("matrix")
-    right = weight_changes(merged, second[2], spectra=False).set_index("matrix")
+    left = weight_changes(first, second[1], spectra="none").set_index("matrix")
+    right = weight_changes(merged, second[2], spectra="none").set_index("matrix")
     pd.testing.assert_frame_equal(left[["delta_norm", "base_norm"]], right[["delta_norm", "base_norm"]], rtol=1e-9)
     assert base.is_dir()
 
@@ -300,7 +300,7 @@ def test_an_adapter_on_a_narrow_base_has_rounded_nothing(config: LoraConfig | IA
     """What it makes of a bfloat16 base is computed, not stored: no change of it is rounding, however small."""
     _, tuned, _ = adapter("bert", tmp_path, config)
     tf.BertModel.from_pretrained(tmp_path / "base").bfloat16().save_pretrained(tmp_path / "base")
-    found = difference(tmp_path / "base", tuned, spectra=False)
+    found = difference(tmp_path / "base", tuned, spectra="none")
     assert load_file(tmp_path / "base" / "model.safetensors")["embeddings.LayerNorm.weight"].dtype == torch.bfloat16
     assert (found.changes["delta_norm"] > 0).sum() >= 4
     assert (found.changes["floor"] == 0).all() and not found.changes["rounding"].any()
@@ -373,10 +373,10 @@ def test_single_files_need_no_config(folders: tuple[Path, Path], ending: str, tm
             save_file(state, files[-1])
         else:
             torch.save({"epoch": 1, "state_dict": {f"model.{name}": state[name] for name in state}}, files[-1])
-    frame = weight_changes(*files, spectra=False).set_index("matrix")
-    expected = weight_changes(*folders, spectra=False).set_index("matrix")
+    frame = weight_changes(*files, spectra="none").set_index("matrix")
+    expected = weight_changes(*folders, spectra="none").set_index("matrix")
     pd.testing.assert_frame_equal(frame.drop(columns="model"), expected.loc[frame.index].drop(columns="model"))
-    found = difference(*files, spectra=False)
+    found = difference(*files, spectra="none")
     assert found.heads.empty and any("there is no config.json" in note for note in found.notes)
 
 
@@ -397,7 +397,7 @@ def test_the_real_encoder_in_bfloat16_differs_by_rounding_alone(minilm: Path, tm
     state = load_file(minilm / "model.safetensors")
     halved = {f"bert.{n}": t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
     save_file(halved, tmp_path / "copy.safetensors")
-    found = difference(minilm, tmp_path / "copy.safetensors", spectra=False)
+    found = difference(minilm, tmp_path / "copy.safetensors", spectra="none")
     matrices = found.changes[found.changes["entries"] > 10_000]
     assert len(found.changes) == 103 and len(matrices) == 39
     assert matrices["relative"].to_numpy() == pytest.approx(1.66e-3, rel=0.03)
@@ -423,7 +423,7 @@ def test_two_tensors_are_held_at_a_time(folders: tuple[Path, Path], monkeypatch:
 
 def test_progress_counts_the_tensors(folders: tuple[Path, Path]):
     seen = []
-    weight_changes(*folders, spectra=False, progress=lambda done, total: seen.append((done, total)))
+    weight_changes(*folders, spectra="none", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 39) for i in range(1, 40)]
 
 
@@ -452,3 +452,23 @@ def test_bad_input_is_refused(folders: tuple[Path, Path], tmp_path: Path):
     (folders[1] / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors"):
         weight_changes(*folders)
+
+
+def test_large_matrices_are_estimated_within_the_errors_beside_them(tmp_path: Path):
+    """Embeddings of 700 × 600 in bfloat16 are estimated, the rest is decomposed; asked for, everything is."""
+    generator, folders = torch.Generator().manual_seed(3), (tmp_path / "base", tmp_path / "tuned")
+    base = {"embeddings.weight": torch.randn(700, 600, generator=generator), "layer.0.q.weight": torch.ones(40, 30)}
+    moved = {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    for folder, state in zip(folders, (base, moved), strict=True):
+        folder.mkdir()
+        save_file({name: tensor.bfloat16() for name, tensor in state.items()}, folder / "model.safetensors")
+    files = [folder / "model.safetensors" for folder in folders]
+    fast, exact = (weight_changes(*files, spectra=how).set_index("matrix") for how in ("estimated", "exact"))
+    large, small = fast.loc["embeddings.weight"], fast.loc["layer.0.q.weight"]
+    assert (exact[[f"{name}_error" for name in SPECTRAL]] == 0).all(axis=None)
+    for name in SPECTRAL:
+        assert 0 < large[f"{name}_error"] < 0.05 and small[f"{name}_error"] == 0
+        assert large[name] == pytest.approx(exact.loc["embeddings.weight", name], rel=large[f"{name}_error"])
+        assert small[name] == exact.loc["layer.0.q.weight", name]
+    assert math.isnan(large["angle"]) and exact.loc["embeddings.weight", "angle"] > 0
+    assert large["delta_norm"] == exact.loc["embeddings.weight", "delta_norm"]

@@ -314,8 +314,8 @@ def test_damaged_settings(base: Path, tmp_path: Path):
 
 def test_the_weights_of_the_base_have_not_changed(base: Path, tmp_path: Path):
     written(tmp_path / "own", base, Bottleneck("houlsby", 4))
-    found = difference(base, tmp_path / "own", spectra=False)
+    found = difference(base, tmp_path / "own", spectra="none")
     assert found.total.delta_norm == 0 and found.total.identical == found.total.entries > 0
     assert found.notes[0].startswith("The base's weights are untouched: own adds 16 tensors beside them (bert.encoder.")
-    changes = weight_changes(None, tmp_path / "own", spectra=False)
+    changes = weight_changes(None, tmp_path / "own", spectra="none")
     assert set(changes.loc[changes["delta_norm"] > 0, "matrix"]) == {"pooler.dense.weight"}

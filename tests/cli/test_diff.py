@@ -55,7 +55,7 @@ def test_what_the_screen_says(attnlens: Run, place: Path):
 
 
 def test_a_copy_in_another_dtype_is_called_rounding(attnlens: Run, place: Path):
-    done = attnlens("diff", "BASE", "copy", "--no-spectra")
+    done = attnlens("diff", "BASE", "copy", "--spectra", "none")
     rows = [line for line in done.out.splitlines() if line.startswith(("  1 ", "  2 ", "  outside", "  query"))]
     assert len(rows) == 4 and all(line.rstrip().endswith("rounding") for line in rows)
     assert rows[-1].split()[1] in {"0.165", "0.166", "0.167"}
@@ -67,11 +67,11 @@ def test_heads_that_only_rounding_moved_are_not_presented(attnlens: Run, place: 
     state = load_file(file)
     state["encoder.layer.1.attention.output.dense.weight"] *= 2
     save_file(state, file)
-    done = attnlens("diff", "BASE", "copy", "--no-spectra", "--json")
+    done = attnlens("diff", "BASE", "copy", "--spectra", "none", "--json")
     heads = json.loads(done.out)["heads"]
     assert {row["circuit"] for row in heads if not row["rounding"]} == {"OV"}
     assert all(row["relative"] > 0 for row in heads if row["circuit"] == "QK")
-    screen = attnlens("diff", "BASE", "copy", "--no-spectra").out
+    screen = attnlens("diff", "BASE", "copy", "--spectra", "none").out
     assert "(OV) changed most in layer 2" in screen and "(QK)" not in screen
 
 
