@@ -16,7 +16,7 @@ from attnlens.core.circuits import Factors, ProductChange, product_change
 from attnlens.core.errors import CheckpointError
 from attnlens.core.lanczos import Estimate, estimated_spectrum
 from attnlens.core.spectra import LowRank, Spectrum, change_spectrum, subspace_turn
-from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, weight_change
+from attnlens.core.weights import WeightChange, coarser, pool, precision_floor, weight_change
 
 Progress = Callable[[int, int], None]
 CHANGE = ("delta_norm", "base_norm", "relative", "entries", "identical")
@@ -94,17 +94,18 @@ def _measured(
     """Norms of the change, and its spectrum where it is asked for and there is one."""
     if factors is not None:
         spectrum = factors.spectrum()
-        base_norm = weight_change(old, old).base_norm
-        return WeightChange(spectrum.norm, base_norm, old.numel(), factors.unchanged()), spectrum
+        whole = weight_change(old, old if new is None else new)
+        along = math.nan if new is None else whole.along
+        return WeightChange(spectrum.norm, whole.base_norm, old.numel(), factors.unchanged(), along), spectrum
     assert new is not None
     change = weight_change(old, new)
     if spectra == "none" or old.ndim != 2 or not 0 < change.delta_norm < math.inf:
         return change, None
     if spectra == "exact" or min(old.shape) <= SMALL:
         return change, change_spectrum(old, new)
-    moved = torch.sub(new.float(), old) if new.dtype != torch.float64 else new - old
-    # A change within 16 bits is a small multiple of the last digit, which 16 bits hold.
-    return change, estimated_spectrum(moved.bfloat16() if old.dtype == new.dtype == torch.bfloat16 else moved)
+    # Within bfloat16 a change is a small multiple of the last digit, which bfloat16 holds.
+    narrow = old.dtype == new.dtype == torch.bfloat16
+    return change, estimated_spectrum(new - old if narrow else new.float() - old.float(), change.delta_norm)
 
 
 def _shape(old: Tensor, new: Tensor, spectrum: Spectrum | Estimate | None, change: WeightChange) -> dict[str, float]:
@@ -112,7 +113,7 @@ def _shape(old: Tensor, new: Tensor, spectrum: Spectrum | Estimate | None, chang
     row: dict[str, float] = dict.fromkeys(
         (*SPECTRUM, *ERRORS, "spectral_relative", "cosine", "angle", "overlap", "gap"), math.nan
     )
-    row |= {"k": 0, "cosine": cosine(old, new)}
+    row |= {"k": 0, "cosine": change.cosine}
     if old.ndim != 2:
         return row
     if change.delta_norm == 0 or spectrum is None:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from attnlens.core.errors import ShapeError
 
+# A sum of products this much smaller than its parts has lost half of float64's digits to them.
+CANCELLED = 1e-7
+
 
 class Factors(NamedTuple):
     """The product leftᵀ·right of each head, never formed: left (H, r, M), right (H, r, N)."""
@@ -48,8 +51,8 @@ def output_value(output: Tensor, value: Tensor, bias: Tensor | None, heads: int,
 def product_change(base: Factors, tuned: Factors) -> ProductChange:
     """‖L′ᵀR′ − LᵀR‖_F and ‖LᵀR‖_F of every head in O((M+N) r²), no M×N matrix formed.
 
-    The difference is [L′−L; L]ᵀ [R′; R′−R], so that small changes are not the difference of two large norms; the norm
-    of a product is that of its two R factors, because Gram matrices would lose half the digits where changes cancel.
+    The difference is [L′−L; L]ᵀ [R′; R′−R], so that small changes are not the difference of two large norms. To 1e-8 of
+    the change, and where its two halves cancel below that, to 1e-15 of the base.
     Hand example, r = 1: L = [1, 0], R = [2, 0] → L′ = [1, 0], R′ = [2, 1]: change 1, base 2.
     """
     if [part.shape for part in base] != [part.shape for part in tuned]:
@@ -64,6 +67,17 @@ def product_change(base: Factors, tuned: Factors) -> ProductChange:
 
 
 def _product_norm(left: Tensor, right: Tensor) -> Tensor:
+    """‖LᵀR‖_F = √Σ (LLᵀ)∘(RRᵀ) of each head; from QR factors, which take longer, where that sum has lost its digits."""
+    grams = [part @ part.mT for part in (left, right)]
+    squares = (grams[0] * grams[1]).sum((1, 2))
+    lost = squares <= CANCELLED * torch.linalg.matrix_norm(grams[0]) * torch.linalg.matrix_norm(grams[1])
+    norms = squares.clamp(min=0).sqrt()
+    if bool(lost.any()):
+        norms[lost] = _factored_norm(left[lost], right[lost])
+    return norms
+
+
+def _factored_norm(left: Tensor, right: Tensor) -> Tensor:
     first, second = (torch.linalg.qr(part.transpose(1, 2), mode="r").R for part in (left, right))
     return torch.linalg.matrix_norm(first @ second.transpose(1, 2))
 

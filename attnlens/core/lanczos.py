@@ -54,10 +54,11 @@ class Estimate:
         return 2 * self.spectral_norm_error
 
 
-def estimated_spectrum(matrix: Tensor, *, steps: int = STEPS) -> Estimate:
+def estimated_spectrum(matrix: Tensor, norm: float | None = None) -> Estimate:
     """`Estimate` of a matrix (M, N) of any float dtype, in float32.
 
-    One in bfloat16 is multiplied as it is where that is quick here. The same numbers each time on one machine.
+    One in bfloat16 is multiplied as it is where that is quick here. norm: its Frobenius norm, where it is known. The
+    same numbers each time on one machine.
     Hand example: all singular values equal s (d of them): largest s, sum d·s, effective rank d, without error.
     """
     if matrix.ndim != 2:
@@ -65,13 +66,14 @@ def estimated_spectrum(matrix: Tensor, *, steps: int = STEPS) -> Estimate:
     matrix = matrix.detach()
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     side = tall.shape[1]
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) if matrix.numel() else 0.0
+    if norm is None:
+        norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) if matrix.numel() else 0.0
     if norm == 0 or not math.isfinite(norm):
         return Estimate(norm, norm, norm, math.nan, 0.0, 0.0, 0.0)
     narrow = matrix.dtype == torch.bfloat16 and _multiplies_bfloat16(matrix.device)
-    found = _estimate(tall if narrow else tall.float(), norm, min(steps, side))
+    found = _estimate(tall if narrow else tall.float(), norm, min(STEPS, side))
     # Beside a few directions the rounding of products in bfloat16 would count as many more.
-    return _estimate(tall.float(), norm, min(steps, side)) if narrow and found.effective_rank < side / 8 else found
+    return _estimate(tall.float(), norm, min(STEPS, side)) if narrow and found.effective_rank < side / 8 else found
 
 
 def _estimate(tall: Tensor, norm: float, steps: int) -> Estimate:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ class WeightChange:
 
     delta_norm: ‖W′ − W‖_F; base_norm: ‖W‖_F; entries: how many numbers; identical: how many of them are the same
     bit for bit once widened to float64 (so +0 and −0 differ, and 1.0 in bfloat16 equals 1.0 in float32).
+    along: Σ W (W′ − W), NaN where it was not measured.
     """
 
     delta_norm: float
     base_norm: float
     entries: int
     identical: int
+    along: float = math.nan
 
     @property
     def relative(self) -> float:
@@ -38,6 +41,13 @@ class WeightChange:
         if self.base_norm == 0:
             return 0.0 if self.entries and self.delta_norm == 0 else math.nan
         return self.delta_norm / self.base_norm
+
+    @property
+    def cosine(self) -> float:
+        """cos(vec W, vec W′): 1 where only the length changed; NaN where either is all zeros."""
+        base = self.base_norm**2
+        tuned = math.fsum((base, 2 * self.along, self.delta_norm**2))
+        return (base + self.along) / (self.base_norm * math.sqrt(tuned)) if base > 0 and tuned > 0 else math.nan
 
 
 def weight_change(base: Tensor, tuned: Tensor) -> WeightChange:
@@ -60,11 +70,21 @@ def weight_change(base: Tensor, tuned: Tensor) -> WeightChange:
     else:
         found = [_squares(part) for part in parts]
     return WeightChange(
-        delta_norm=math.sqrt(math.fsum(change for change, _, _ in found)),
-        base_norm=math.sqrt(math.fsum(old for _, old, _ in found)),
+        delta_norm=math.sqrt(math.fsum(part.change for part in found)),
+        base_norm=math.sqrt(math.fsum(part.base for part in found)),
         entries=base.numel(),
-        identical=sum(same for _, _, same in found),
+        identical=sum(part.same for part in found),
+        along=math.fsum(part.along for part in found),
     )
+
+
+class _Sums(NamedTuple):
+    """Σ(w′ − w)², Σw², Σw(w′ − w) and how many numbers are the same, of one chunk."""
+
+    change: float
+    base: float
+    along: float
+    same: int
 
 
 def _chunks(base: Tensor, tuned: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -73,8 +93,8 @@ def _chunks(base: Tensor, tuned: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*flat, strict=True))
 
 
-def _squares(part: tuple[Tensor, Tensor]) -> tuple[float, float, int]:
-    """Σ(w′ − w)², Σw² and how many numbers are the same, of one chunk."""
+def _squares(part: tuple[Tensor, Tensor]) -> _Sums:
+    """The sums of two chunks, in float64."""
     stored = tuple(tensor.cpu() for tensor in part)
     old, new = (tensor.double() for tensor in stored)
     bits = stored if stored[0].dtype == stored[1].dtype else (old, new)
@@ -82,7 +102,7 @@ def _squares(part: tuple[Tensor, Tensor]) -> tuple[float, float, int]:
     same = int(np.count_nonzero(left == right))  # NumPy counts several times quicker than torch
     change = new.clone() if new is stored[1] else new
     change.sub_(old)
-    return float(change @ change), float(old @ old), same
+    return _Sums(float(change @ change), float(old @ old), float(old @ change), same)
 
 
 def pool(changes: Iterable[WeightChange]) -> WeightChange:
@@ -118,15 +138,3 @@ def precision_floor(base: Tensor, tuned: Tensor, stored: tuple[torch.dtype, torc
     wider = base if stored[1] == narrow else tuned
     rounded = weight_change(wider, wider.to(narrow))
     return replace(rounded, base_norm=weight_change(base, base).base_norm).relative
-
-
-def cosine(base: Tensor, tuned: Tensor) -> float:
-    """cos(vec W, vec W′) in float64: 1 where only the length changed; NaN where either is all zeros."""
-    dots, olds, news = [], [], []
-    for part in _chunks(base, tuned):
-        old, new = (tensor.cpu().double() for tensor in part)
-        dots.append(float(old @ new))
-        olds.append(float(old @ old))
-        news.append(float(new @ new))
-    lengths = math.sqrt(math.fsum(olds) * math.fsum(news))
-    return math.fsum(dots) / lengths if lengths > 0 else math.nan

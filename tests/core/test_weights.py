@@ -7,7 +7,7 @@ import torch
 
 from attnlens.core import weights
 from attnlens.core.errors import ShapeError
-from attnlens.core.weights import WeightChange, coarser, cosine, pool, precision_floor, weight_change
+from attnlens.core.weights import WeightChange, coarser, pool, precision_floor, weight_change
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -31,7 +31,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_hand_number():
     change = weight_change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))
-    assert change == WeightChange(delta_norm=1.0, base_norm=5.0, entries=2, identical=1)
+    assert change == WeightChange(delta_norm=1.0, base_norm=5.0, entries=2, identical=1, along=4.0)
     assert change.relative == 0.2
 
 
@@ -161,6 +161,10 @@ def test_the_floor_goes_by_what_is_stored_and_not_by_what_it_was_computed_in():
     assert precision_floor(wide, narrow.double(), (full, half)) == rounded(wide, half)
     assert precision_floor(narrow.double(), wide, (half, full)) == pytest.approx(rounded(wide, half), rel=2e-3)
     assert [coarser(*both) for both in ((half, full), (full, half), (torch.float16, half))] == [half] * 3
+
+
+def cosine(base: torch.Tensor, tuned: torch.Tensor) -> float:
+    return weight_change(base, tuned).cosine
 
 
 def test_cosine_by_hand_and_in_chunks(pair, monkeypatch):
