@@ -20,10 +20,11 @@ from attnlens.checkpoints.values import NAME as SHARE_VALUE
 from attnlens.checkpoints.values import Values, lengths
 from attnlens.checkpoints.virtual import of_text, prepended, virtual_tokens
 from attnlens.core.errors import AttnlensError, EmptyTape, ShapeError, UnknownName, UnsupportedModel
+from attnlens.core.kernels import attend
 from attnlens.core.pairs import PAIRS, Logits
 from attnlens.core.rows import STATISTICS, Groups
 from attnlens.core.scores import Scores
-from attnlens.core.tiled import Wanted, attend
+from attnlens.core.tiled import Wanted
 
 
 class Order(Protocol):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import pickle
 import re
 import shlex
@@ -13,7 +14,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from attnlens.checkpoints.identity import home_free
@@ -132,19 +132,36 @@ def _held(tensor: Tensor) -> _Stored:
 
 def _safetensors(path: Path) -> dict[str, _Stored]:
     """The tensors of one file whose header has been checked against its size."""
-    entries = _header(path)
-    try:
-        file = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(f"{home_free(path)} is no safetensors file: {error}") from error
-    return {
-        name: _Stored(tuple(entry["shape"]), DTYPES[entry["dtype"]], partial(file.get_tensor, name))
-        for name, entry in entries.items()
-    }
+    entries, start = _header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    found = {}
+    for name, entry in entries.items():
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        found[name] = _Stored(shape, dtype, partial(_mapped, mapped, start + entry["data_offsets"][0], shape, dtype))
+    return found
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """What the header says of each tensor: dtype, shape and data_offsets, which tile the rest of the file exactly."""
+def _mapped(mapped: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor at an offset of a mapped file, as a view of it.
+
+    What was read of the file before leaves memory first, or in the end all of it would lie there; a tensor that is
+    still held is read again when it is looked at.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    if hasattr(mapped, "madvise"):  # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)
+    numbers = torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=offset)
+    return (numbers.clone() if offset % dtype.itemsize else numbers).view(dtype).view(shape)
+
+
+def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What the header says of each tensor, and where the first begins.
+
+    dtype, shape and data_offsets, which tile the rest of the file exactly.
+    """
     where, size = home_free(path), path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -171,7 +188,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
             f"{where}: the tensors need {position:,} bytes, the file has {size - 8 - length:,} for them; "
             "it is cut off or damaged"
         )
-    return header
+    return header, 8 + length
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

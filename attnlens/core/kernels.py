@@ -7,14 +7,14 @@ bfloat16 could not hold what is left. What the programs do not take goes to tile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnlens.core import tiled
-from attnlens.core.kernel_pairs import Map, Sizes, Terms, columns_program, counts_program, pairs_program, triton
-from attnlens.core.kernel_rows import Given, Left, rows_program
 from attnlens.core.pairs import PAIRS, Logits, Sums
 from attnlens.core.rows import STATISTICS
 from attnlens.core.scores import Scores
@@ -27,7 +27,71 @@ WIDEST, COLUMNS, MOST = 256, 64, 65535
 LSE, SHIFT, TOTAL, CENTRED, SQUARES, FAR, CONTENT_LSE, CONTENT_TOTAL, CONTENT_CENTRED = range(9)
 # Statistics of the softmax over content alone.
 INNER = {"share", "share_value", "log_odds", "entropy_between", "entropy_content"}
-NOTHING = Given(None, None, None, None, None)
+
+
+class Map(NamedTuple):
+    """What programs read of one map, None where it has none of it; `_at` are the strides (b, h, row, column).
+
+    mean: (B·H_kv, D) float32, to be taken off the keys. floor: from where down a float mask hides; None: mask is 0/1.
+    causal: 1 or None; None and 1 are known when a program is compiled.
+    """
+
+    query: Any
+    query_at: Any
+    key: Any
+    key_at: Any
+    mean: Any
+    mask: Any
+    mask_at: Any
+    bias: Any
+    bias_at: Any
+    sinks: Any
+    scale: float
+    softcap: float | None
+    floor: float | None
+    causal: int | None
+    window: int | None
+
+
+class Sizes(NamedTuple):
+    """Query heads, query heads to a key head, queries, keys, and the width of q and k."""
+
+    heads: Any
+    repeats: Any
+    queries: Any
+    keys: Any
+    width: Any
+
+
+class Given(NamedTuple):
+    """What the first pass reads besides q and k, None where nothing asks for it; `_at` are strides.
+
+    value: (B, H_kv, K, D_v). columns: (B, K', C), K' = K, and one more for a null key. content: (B, K'), 0 or 1.
+    norms: (B, H, K).
+    """
+
+    value: Any
+    value_at: Any
+    columns: Any
+    content: Any
+    norms: Any
+
+
+class Left(NamedTuple):
+    """What the first pass writes, None where nothing asks for it; each contiguous.
+
+    rows: (9, B, H, Q). output: (B, H, Q, D_v). masses, inside, lengths: (B, H, Q, C): the columns under the softmax,
+    under that of the content, and there with each weight times the norm of its key.
+    """
+
+    rows: Any
+    output: Any
+    masses: Any
+    inside: Any
+    lengths: Any
+
+
+NOTHING = Given(*[None] * 5)
 
 
 def attend(
@@ -51,7 +115,7 @@ def fused(
 
 def _ready(query: Tensor) -> bool:
     """Whether this lies where Triton can run: on a GPU that multiplies bfloat16."""
-    if triton is None or not query.is_cuda or torch.version.hip is not None:
+    if not query.is_cuda or torch.version.hip is not None or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
@@ -81,8 +145,7 @@ def _takes(query: Tensor, key: Tensor, value: Tensor | None, scores: Scores, wan
 
 def _map(query: Tensor, key: Tensor, scores: Scores) -> Map:
     """What the programs read of a map; nothing of the size of its mask or bias is copied."""
-    full, mask, bias = (*query.shape[:3], key.shape[2]), scores.mask, scores.bias
-    mean, floor = None, None
+    full, mask, bias, mean, floor = (*query.shape[:3], key.shape[2]), scores.mask, scores.bias, None, None
     if query.dtype == torch.float32 and scores.softcap is None:  # a softcap is not linear: there the offset must stay
         mean = key.mean(2).flatten(0, 1).contiguous()
     if mask is not None:
@@ -93,20 +156,25 @@ def _map(query: Tensor, key: Tensor, scores: Scores) -> Map:
         *(query, query.stride(), key, key.stride(), mean),
         *(mask, None if mask is None else mask.stride(), bias, None if bias is None else bias.stride()),
         None if scores.sinks is None else scores.sinks.float().contiguous(),
-        *(scores.scale, scores.softcap, floor, 1 if scores.causal else None, scores.window),
+        *(float(scores.scale), scores.softcap, floor, 1 if scores.causal else None, scores.window),
     )
 
 
-def _blocks(query: Tensor, busy: bool) -> tuple[int, int, int]:
-    """Rows and keys of a block, and warps, that fit the registers. busy: more is kept of a row than the output."""
-    if query.dtype == torch.float32 or query.shape[3] > 128:
-        return (64, 32, 8)
-    return (64, 64, 8) if busy else (128, 64, 8)
+def _blocks(query: Tensor, given: Given | None = None) -> tuple[int, int, int]:
+    """Rows and keys of a block, and warps; without given: of a second pass.
+
+    Found by compiling: the 99 KiB of shared memory that every GPU has hold them, 128 rows of bfloat16 on an H100 apart.
+    """
+    wide = query.shape[3] if given is None or given.value is None else max(query.shape[3], given.value.shape[3])
+    size = _padded(wide) * (8 if query.dtype == torch.float32 else 2)  # products split float32 in two
+    if size > 256:
+        return (32, 32, 4) if size <= 512 else (16, 16, 4)
+    return (64, 32, 4) if given is None or given.content is not None else (128, 64, 8)
 
 
 def _padded(width: int) -> int:
     """The power of two that a block of this width needs; products take no less than 16."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def _options(warps: int, fusion: bool = True) -> dict[str, Any]:
@@ -121,6 +189,11 @@ class _Passes:
     query: Tensor
     key: Tensor
     scores: Scores
+
+    @property
+    def programs(self) -> Any:
+        """Triton and what is written in it: imported where it runs, as not every machine has it."""
+        return import_module("attnlens.core.programs")
 
     @cached_property
     def map(self) -> Map:
@@ -152,39 +225,39 @@ class _Passes:
             None if given.columns is None or given.content is None else like.new_empty(sums),
             None if given.norms is None else like.new_empty(sums),
         )
-        m, n, warps = _blocks(self.query, given.columns is not None)
+        m, n, warps = _blocks(self.query, given)
         blocks, widths = (m, n, _padded(width)), (out, columns, _padded(out), _padded(columns))
-        grid = triton.cdiv(rows, m), texts * heads
-        rows_program[grid](self.map, self.sizes, given, left, blocks, widths, **_options(warps))
+        grid = -(-rows // m), texts * heads
+        self.programs.rows_program[grid](self.map, self.sizes, given, left, blocks, widths, **_options(warps))
         return left
 
     def counts(self, columns: Tensor) -> Tensor:
         """Σ of the visible keys' columns (B, K', C) in each row (B, h, Q, C)."""
         (texts, _, rows, _), many = self.query.shape, columns.shape[2]
         out = columns.new_empty(texts, self.maskings, rows, many)
-        m, n, warps = _blocks(self.query, True)
-        grid, blocks = (triton.cdiv(rows, m), texts * self.maskings), (m, n, _padded(many), many, self.maskings)
-        counts_program[grid](self.map, self.sizes, columns, out, blocks, **_options(warps))
+        m, n, warps = _blocks(self.query)
+        grid, blocks = (-(-rows // m), texts * self.maskings), (m, n, _padded(many), many, self.maskings)
+        self.programs.counts_program[grid](self.map, self.sizes, columns, out, blocks, **_options(warps))
         return out
 
     def columns(self, lse: Tensor | None, factor: Tensor) -> Tensor:
         """Sums over rows of factor (B, h, Q) times the weights, or times 1 for each key seen: (B, h, K)."""
         (texts, heads, _), keys = factor.shape, self.key.shape[2]
         out = factor.new_empty(texts, heads, keys)
-        m, n, warps = _blocks(self.query, True)
-        grid, blocks = (triton.cdiv(keys, n), texts * heads), (m, n, _padded(self.query.shape[3]), heads)
-        columns_program[grid](self.map, self.sizes, lse, factor.contiguous(), out, blocks, **_options(warps))
+        m, n, warps = _blocks(self.query)
+        grid, blocks = (-(-keys // n), texts * heads), (m, n, _padded(self.query.shape[3]), heads)
+        run = self.programs.columns_program[grid]
+        run(self.map, self.sizes, lse, factor.contiguous(), out, blocks, **_options(warps))
         return out
 
-    def pairs(self, base: "_Passes", levels: tuple[Tensor, Tensor]) -> Terms:
-        """Sums over the keys of each row of two maps; levels: log-sums of base's and of this one's rows."""
-        terms = Terms(*(torch.empty_like(levels[0]) for _ in Terms._fields))
-        m, n, warps = _blocks(self.query, True)
-        texts, heads, rows, width = self.query.shape
-        grid, blocks = (triton.cdiv(rows, m), texts * heads), (m, n, _padded(width))
+    def pairs(self, base: "_Passes", levels: tuple[Tensor, Tensor]) -> Tensor:
+        """Sums over the keys of each row of two maps (6, B, H, Q); levels: the log-sums of both, base first."""
+        (texts, heads, rows, width), terms = self.query.shape, levels[0].new_empty(6, *levels[0].shape)
+        m, n, warps = _blocks(self.query)
+        grid, blocks = (-(-rows // m), texts * heads), (m, n, _padded(width))
         # Without fused products: both maps must be rounded alike, so that equal ones give exactly 0.
-        options = _options(warps, fusion=False)
-        pairs_program[grid](base.map, self.map, self.sizes, levels, terms, blocks, **options)
+        run, options = self.programs.pairs_program[grid], _options(warps, fusion=False)
+        run(base.map, self.map, self.sizes, levels, terms, blocks, **options)
         return terms
 
 
@@ -199,8 +272,8 @@ class _Results:
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
         """Columns (B, K', G) of the groups, none if nothing needs them, and content (B, K', 1); a null key is last."""
-        null, keys = self.passes.scores.sinks is not None, self.passes.key.shape[2]
-        ones = self.passes.query.new_ones(len(self.passes.query), keys + null, 1, dtype=torch.float32)
+        (texts, _, keys, _), null = self.passes.key.shape, self.passes.scores.sinks is not None
+        ones = self.passes.key.new_ones(texts, keys + null, 1, dtype=torch.float32)
         if self.wanted.groups is None or not GROUPED.intersection(self.wanted.statistics):
             return ones[..., :0], ones
         weights, content = self.wanted.groups.columns(ones, null)
@@ -224,9 +297,8 @@ class _Results:
     def counts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Visible keys of each row in the groups, in their part within content (B, h, Q, G), in content, and in all."""
         weights, content = self.groups
-        many = weights.shape[2]
         columns = torch.cat([weights, weights * content, content, torch.ones_like(content)], -1)
-        return self.passes.counts(columns).split([many, many, 1, 1], -1)  # pyright: ignore[reportReturnType]
+        return self.passes.counts(columns).split([weights.shape[2]] * 2 + [1, 1], -1)  # pyright: ignore[reportReturnType]
 
     @cached_property
     def empty(self) -> Tensor:
@@ -238,16 +310,14 @@ class _Results:
         """The statistics by name, NaN on rows without data."""
         found = {}
         for name in self.wanted.statistics:
-            axes = STATISTICS[name].axes
+            axes, chosen = STATISTICS[name].axes, self.wanted.columns.get(name)
             if axes == "key":
                 found[name] = self._received(name)
             elif axes == "row":
                 found[name] = self._row(name).masked_fill(self.empty, torch.nan)
             else:
-                value = self._grouped(name)
-                if name in self.wanted.columns:
-                    value = value[..., list(self.wanted.columns[name])]
-                found[name] = value.masked_fill(self.empty[..., None], torch.nan)
+                value = self._grouped(name).masked_fill(self.empty[..., None], torch.nan)
+                found[name] = value if chosen is None else value[..., list(chosen)]
         return found
 
     def pairs(self) -> dict[str, Tensor]:
@@ -256,9 +326,8 @@ class _Results:
             return {}
         base, rows = _Passes(*self.wanted.against), self.first.rows
         left = base.first(NOTHING).rows
-        terms = self.passes.pairs(base, (left[LSE], rows[LSE]))
-        gone, come = terms.lost > 0, terms.gained > 0
-        sums = Sums(terms.moved, -2 * terms.jsd, torch.zeros_like(left[LSE]), terms.forward, terms.backward, gone, come)
+        jsd, forward, backward, moved, lost, gained = self.passes.pairs(base, (left[LSE], rows[LSE]))
+        sums = Sums(moved, -2 * jsd, torch.zeros_like(jsd), forward, backward, lost > 0, gained > 0)
         empty = self.empty | (left[TOTAL] == 0)
         return {name: PAIRS[name].of(sums).masked_fill(empty, torch.nan) for name in self.wanted.pairs}
 
@@ -309,18 +378,22 @@ class _Results:
         weak, logs = (share < WEAK) & (count > 0) & indicators, share.log()
         for column in weak.flatten(0, 2).any(0).nonzero().flatten().tolist():
             alone = self.passes.first(NOTHING._replace(content=side[..., column].contiguous())).rows[CONTENT_LSE]
-            difference = alone - self.first.rows[CONTENT_LSE]
-            logs[..., column] = torch.where(weak[..., column], difference, logs[..., column])
+            alone -= self.first.rows[CONTENT_LSE]
+            logs[..., column] = torch.where(weak[..., column], alone, logs[..., column])
         return torch.where(count > 0, logs - count.log(), torch.nan)
+
+    @cached_property
+    def taken(self) -> Tensor:
+        """Σ_i p_ij of the rows with data (B, H, K)."""
+        return self.passes.columns(self.first.rows[LSE], (~self.empty).float())
 
     def _received(self, name: str) -> Tensor:
         """What keys received (B, H, K), over what uniform rows would have given them, or over the rows that see it."""
-        rows = (~self.empty).float()
-        seen = rows[:, : self.passes.maskings]
+        seen = (~self.empty[:, : self.passes.maskings]).float()
         if name == "received":
             seen = seen / self.counts[3][..., 0].clamp(min=1)
         most = self.passes.columns(None, seen)
-        return self.passes.columns(self.first.rows[LSE], rows) / torch.where(most > 0, most, torch.nan)
+        return self.taken / torch.where(most > 0, most, torch.nan)
 
 
 def _normalized(entropy: Tensor, count: Tensor) -> Tensor:

@@ -80,11 +80,11 @@ def _estimate(tall: Tensor, norm: float, steps: int) -> Estimate:
     """From products in the dtype of a matrix that is no wider than it is high, of this Frobenius norm."""
     side, blocks = tall.shape[1], _bidiagonals(tall, steps)
     nodes, weights = _rules(blocks)
-    above = _sums(
-        nodes, weights, norm, side
-    )  # the rule of Gauss: never less than the sum of square roots it stands for
+    # The rule of Gauss never gives less than the sum of square roots it stands for, that of Radau, with a node at 0,
+    # never more.
+    above = _sums(nodes, weights, norm, side)
     blocks[:, -1, -1] = 0
-    below = _sums(*_rules(blocks), norm, side)  # the rule of Radau with a node at 0: never more
+    below = _sums(*_rules(blocks), norm, side)
     total, rank = (_between(*pair) for pair in zip(below, above, strict=True))
     rounding = BFLOAT16 if tall.dtype == torch.bfloat16 else 0.0
     return Estimate(

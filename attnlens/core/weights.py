@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from attnlens.core.errors import ShapeError
 
-# Entries widened to float64 at a time: half a megabyte a tensor, which a cache holds and the allocator keeps.
-CHUNK = 2**16
+# Entries widened to float64 at a time: a cache holds them, and they are enough for torch to use several threads.
+CHUNK = 2**17
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number, to compare its bits
 
 
@@ -63,12 +62,10 @@ def weight_change(base: Tensor, tuned: Tensor) -> WeightChange:
             f"base and tuned must have one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}. "
             "Pair the tensors of one module, in one orientation."
         )
-    parts = _chunks(base, tuned)
-    if len(parts) > 1 and torch.get_num_threads() > 1:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = list(pool.map(_squares, parts))
-    else:
-        found = [_squares(part) for part in parts]
+    parts = list(zip(*(tensor.detach().reshape(-1).split(CHUNK) for tensor in (base, tuned)), strict=True))
+    # Room for two chunks, used again and again: fresh memory for each would cost more than the sums.
+    room = torch.empty(2, min(CHUNK, base.numel()), dtype=torch.float64)
+    found = [_squares(old.cpu(), new.cpu(), room[:, : len(old)]) for old, new in parts]
     return WeightChange(
         delta_norm=math.sqrt(math.fsum(part.change for part in found)),
         base_norm=math.sqrt(math.fsum(part.base for part in found)),
@@ -87,22 +84,14 @@ class _Sums(NamedTuple):
     same: int
 
 
-def _chunks(base: Tensor, tuned: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Equal ranges of both, each as one row of numbers."""
-    flat = (tensor.detach().reshape(-1).split(CHUNK) for tensor in (base, tuned))
-    return list(zip(*flat, strict=True))
-
-
-def _squares(part: tuple[Tensor, Tensor]) -> _Sums:
-    """The sums of two chunks, in float64."""
-    stored = tuple(tensor.cpu() for tensor in part)
-    old, new = (tensor.double() for tensor in stored)
-    bits = stored if stored[0].dtype == stored[1].dtype else (old, new)
-    left, right = (tensor.view(INTEGERS[tensor.itemsize]).numpy() for tensor in bits)
-    same = int(np.count_nonzero(left == right))  # NumPy counts several times quicker than torch
-    change = new.clone() if new is stored[1] else new
-    change.sub_(old)
-    return _Sums(float(change @ change), float(old @ old), float(old @ change), same)
+def _squares(old: Tensor, new: Tensor, room: Tensor) -> _Sums:
+    """The sums of two chunks, in the float64 of their room (2, n)."""
+    base, change = room[0].copy_(old), room[1].copy_(new)
+    left, right = (old, new) if old.dtype == new.dtype else (base, change)
+    bits = [side.view(INTEGERS[side.itemsize]).numpy() for side in (left, right)]
+    same = int(np.count_nonzero(bits[0] == bits[1]))  # NumPy counts several times quicker than torch
+    change.sub_(base)
+    return _Sums(float(change @ change), float(base @ base), float(base @ change), same)
 
 
 def pool(changes: Iterable[WeightChange]) -> WeightChange:
