@@ -18,7 +18,7 @@ CANCELLED = 1e-7
 
 
 class Factors(NamedTuple):
-    """The product leftᵀ·right of each head, never formed: left (H, r, M), right (H, r, N)."""
+    """The product leftᵀ·right of each head, never formed: left (H, r, M), right (H_kv, r, N) of grouped queries."""
 
     left: Tensor
     right: Tensor
@@ -68,12 +68,13 @@ def product_change(base: Factors, tuned: Factors) -> ProductChange:
 
 def _product_norm(left: Tensor, right: Tensor) -> Tensor:
     """‖LᵀR‖_F = √Σ (LLᵀ)∘(RRᵀ) of each head; from QR factors, which take longer, where that sum has lost its digits."""
-    grams = [part @ part.mT for part in (left, right)]
+    repeats = len(left) // len(right)
+    grams = [left @ left.mT, (right @ right.mT).repeat_interleave(repeats, 0)]
     squares = (grams[0] * grams[1]).sum((1, 2))
     lost = squares <= CANCELLED * torch.linalg.matrix_norm(grams[0]) * torch.linalg.matrix_norm(grams[1])
     norms = squares.clamp(min=0).sqrt()
     if bool(lost.any()):
-        norms[lost] = _factored_norm(left[lost], right[lost])
+        norms[lost] = _factored_norm(left[lost], right.repeat_interleave(repeats, 0)[lost])
     return norms
 
 
@@ -96,7 +97,7 @@ def _with_bias(matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _shared(matrix: Tensor, heads: int) -> Tensor:
-    """Key or value heads repeated for the query heads that read them (grouped queries)."""
+    """Key or value heads, of which the query heads that read one follow each other (grouped queries)."""
     if heads % matrix.shape[0]:
         raise ShapeError(f"{heads} query heads cannot share {matrix.shape[0]} key heads evenly")
-    return matrix.repeat_interleave(heads // matrix.shape[0], 0)
+    return matrix

@@ -69,7 +69,8 @@ def products(model: tf.PreTrainedModel) -> dict[str, dict[str, Tensor]]:
         assert both.geometry is not None
 
         def dense(factors: Factors) -> Tensor:
-            return factors.left.transpose(1, 2) @ factors.right
+            repeats = len(factors.left) // len(factors.right)
+            return factors.left.transpose(1, 2) @ factors.right.repeat_interleave(repeats, 0)
 
         found = {}
         for site, parts in sites(both.pairing.pairs).items():

@@ -115,7 +115,11 @@ def test_permuted_heads_permute_the_result(weights: dict[str, Tensor]):
 def test_shared_keys_are_the_repeated_keys(weights: dict[str, Tensor]):
     repeated = weights["k"].reshape(KEY_HEADS, SIZE, WIDTH).repeat_interleave(2, 0).flatten(0, 1)
     shared, full = both(weights)[0], query_key(weights["q"], weights["bq"], repeated, HEADS, HEADS)
-    assert all(torch.equal(*parts) for parts in zip(shared, full, strict=True))
+    assert torch.equal(shared.left, full.left) and len(shared.right) == KEY_HEADS
+    change = product_change(shared, shared._replace(left=2 * shared.left))
+    expected = product_change(full, full._replace(left=2 * full.left))
+    assert all(torch.equal(*parts) for parts in zip(change, expected, strict=True))
+    assert expected.relative.tolist() == pytest.approx([1] * HEADS, rel=1e-12)
 
 
 def test_a_bias_of_queries_counts_and_zero_products_are_told(weights: dict[str, Tensor]):
