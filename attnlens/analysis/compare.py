@@ -13,8 +13,9 @@ from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
 from attnlens.analysis.knockout import KnockoutOptions, knockout
 from attnlens.analysis.ladder import Case
-from attnlens.analysis.measure import MeasureOptions, Progress, Subject, measure
+from attnlens.analysis.measure import Measured, MeasureOptions, measure
 from attnlens.analysis.noise import noise_band
+from attnlens.analysis.parts import Progress
 from attnlens.analysis.passages import choose_passages
 from attnlens.analysis.prepare import Prepared, Reading, choose_salience, prepare, row_selector, unknown_share
 from attnlens.analysis.provenance import (
@@ -29,7 +30,7 @@ from attnlens.analysis.provenance import (
     virtual_tokens,
 )
 from attnlens.analysis.results import Answer, Comparison
-from attnlens.analysis.subjects import Cast, Given, assembled, split_floor
+from attnlens.analysis.subjects import Cast, Given, Subject, assembled, split_floor
 from attnlens.analysis.variables import VARIABLES, dataset
 from attnlens.analysis.weights import head_changes, weight_changes
 from attnlens.checkpoints.hide import check_hidable
@@ -61,7 +62,8 @@ class CompareOptions:
     counts. lexicon: terms, for the salience of that name. encoder: a third model, or its folder, for leave_one_out and
     the attributions. passages: texts kept for the eye; 0 keeps none. memory: GiB that one batch's queries, keys and
     hidden states may take while the tuned models are held against those of the base; larger batches are halved.
-    parts: folder for part files, so that a killed run resumes. probe: the corpus is the embedded one.
+    parts: folder for part files, so that a killed run resumes and several processes share the work (`share`). probe:
+    the corpus is the embedded one.
     nulls: shuffled twins, besides those among the tuned whose training record says so. seeds: more runs of a tuned
     model's training, from other seeds: they bear on its answer and get none of their own; its run and theirs take one
     more pass each, for the JSD between seeds. knockout: also hide the
@@ -105,10 +107,50 @@ def compare(
     definitions of attnlens.salience, the headline first; None chooses (spans, else keyness, else TextRank); () asks no
     focus question. Raises IncompatibleCheckpoints or CorpusError where the question makes no sense.
     """
+    return _compared(_asked(base, tuned, corpus, salience, options))
+
+
+def share(
+    base: Given,
+    tuned: Given | Sequence[Given],
+    *,
+    corpus: Corpus,
+    salience: Sequence[str] | None = None,
+    options: CompareOptions | None = None,
+) -> None:
+    """Measure the share of this process in what the first one compares: the same arguments in all, `parts` too."""
+    _measured(_asked(base, tuned, corpus, salience, options))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of which models: given and found out before anything is measured.
+
+    selectors: whose rows count, a tuned model each. floor: the base at the dtype floor. options: with the length that
+    all models read.
+    """
+
+    cast: Cast
+    texts: Corpus
+    prepared: Prepared
+    aids: Aids
+    selectors: list[str]
+    floor: list[Checkpoint]
+    options: CompareOptions
+
+
+def _asked(
+    base: Given,
+    tuned: Given | Sequence[Given],
+    corpus: Corpus,
+    salience: Sequence[str] | None,
+    options: CompareOptions | None,
+) -> _Question:
+    """Prepare the texts for the models, or raise where the question makes no sense."""
     options = CompareOptions() if options is None else options
     tuned = [tuned] if isinstance(tuned, Given) else list(tuned)
     cast = assembled([base, *tuned], options.nulls, options.seeds)
-    models, names = cast.models, cast.names
+    models = cast.models
     options = replace(
         options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) - m.virtual for m in models))
     )
@@ -129,9 +171,23 @@ def compare(
     if options.knockout and salience:
         for model in models:
             check_hidable(model.backbone)  # before hours of measuring
-    subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *floor])]
+    return _Question(cast, texts, prepared, aids, selectors, floor, options)
+
+
+def _measured(question: _Question) -> Measured:
+    """The passes of all models over all texts."""
+    models, options = question.cast.models, question.options
+    subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *question.floor])]
     measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
-    arrays, sites, reasons = measure(subjects, prepared, measuring)
+    return measure(subjects, question.prepared, measuring)
+
+
+def _compared(question: _Question) -> Comparison:
+    """Measure, test, answer."""
+    cast, prepared, options, floor = question.cast, question.prepared, question.options, question.floor
+    models, names, selectors = cast.models, cast.names, question.selectors
+    salience = prepared.salience
+    arrays, sites, reasons = _measured(question)
     data, rounding = split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     if options.knockout and salience:
         data = data.assign(_knocked_out(cast, prepared, options))
@@ -144,8 +200,8 @@ def compare(
     weights, heads = _weights(cast)
     answers = _answers(data, tests, weights, prepared.facts, cast, options)
     passages = choose_passages(models[: cast.answered], prepared, tests, options.passages, options.seed)
-    facts = provenance(cast, texts, prepared, {name: getattr(options, name) for name in OPTIONS}) | {
-        "aids": about_aids(aids),
+    facts = provenance(cast, question.texts, prepared, {name: getattr(options, name) for name in OPTIONS}) | {
+        "aids": about_aids(question.aids),
         "rows": selectors[0],
         "rounding": rounding,
         "virtual_tokens": virtual,
@@ -155,7 +211,7 @@ def compare(
             *in_front(virtual),
             *gaps(names, reasons),
             *about_seeds(cast),
-            *about_texts(models[0], texts, prepared, options.max_length),
+            *about_texts(models[0], question.texts, prepared, options.max_length),
         ],
     }
     return Comparison(data, weights, heads, tests, answers, passages, facts)

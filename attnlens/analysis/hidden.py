@@ -71,12 +71,13 @@ def moved(base: Sequence[Tensor] | None, tuned: Sequence[Tensor], valid: Tensor)
             f"the same layers and tokens of both models are needed; got {len(base)} and {len(tuned)} states over "
             f"{sorted(shapes)} and valid {tuple(valid.shape)}. Run both models on one batch."
         )
-    text = valid.nonzero()[:, 0].cpu().numpy()
+    valid = valid.cpu()  # of no device: the layers of a model may lie on several
+    text = valid.nonzero()[:, 0].numpy()
     counts = np.bincount(text, minlength=len(valid))
     seen = np.unique(np.linspace(0, len(text) - 1, min(len(text), MOST_TOKENS)).round().astype(np.int64))
-    some = torch.from_numpy(seen).to(valid.device)
+    some = torch.from_numpy(seen)
     for depth, (old, new) in enumerate(zip(base, tuned, strict=True)):
-        old, new = old[valid], new[valid]  # (B, T, D) -> (n, D)
+        old, new = old[valid].to(new.device), new[valid]  # (B, T, D) -> (n, D)
         sums[0, depth] = astuple(Similarity.of(old[some], new[some]))
         total = np.bincount(text, relative_change(old, new).cpu().numpy(), minlength=len(valid))
         rows[counts > 0, depth] = total[counts > 0] / counts[counts > 0]

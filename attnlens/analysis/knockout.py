@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from attnlens.analysis.measure import Progress
+from attnlens.analysis.parts import Progress
 from attnlens.analysis.prepare import Batch, Prepared, assemble, plan
 from attnlens.checkpoints.causality import is_causal
 from attnlens.checkpoints.hide import without_keys

@@ -1,19 +1,16 @@
-"""Run the models over the prepared texts under `record`; whole batches become atomic part files, so runs resume."""
+"""Run the models over the prepared texts under `record`, in parts of whole batches, and join what was found."""
 
-import hashlib
-import os
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnlens.analysis import hidden
+from attnlens.analysis.parts import Arrays, Parts, Progress, fingerprint, silent
 from attnlens.analysis.prepare import (
     CONTROL,
     MARKED,
@@ -26,6 +23,7 @@ from attnlens.analysis.prepare import (
     assemble,
     plan,
 )
+from attnlens.analysis.subjects import Subject
 from attnlens.checkpoints.causality import is_causal
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.checkpoints.record import record
@@ -48,9 +46,6 @@ TIE = 1e-6
 MOST_PARTS = 256
 GIB = 2**30
 
-Arrays = dict[str, np.ndarray]
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class MeasureOptions:
@@ -64,14 +59,6 @@ class MeasureOptions:
     memory: float = 4.0
     parts: Path | None = None
     progress: Progress | None = None
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure. reference: the models that follow are held against this one, up to the next reference."""
-
-    checkpoint: Checkpoint
-    reference: bool
 
 
 class Measured(NamedTuple):
@@ -121,24 +108,13 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     batches = plan(prepared, options.batch_size, options.memory * GIB / looks[0].weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
-    identity = None
+    identity = ""
     if options.parts is not None:
         options.parts.mkdir(parents=True, exist_ok=True)
-        identity = _fingerprint(subjects, prepared, batches)
-    done, parts = 0, []
-    if options.progress is not None:
-        options.progress(done, len(prepared.examples))  # the question made sense: work begins
-    for number, group in enumerate(groups):
-        path = None if options.parts is None else options.parts / f"{number:06d}.npz"
-        part = None if path is None or not path.exists() else _read(path, identity)
-        if part is None:
-            part = _part(subjects, prepared, group)
-            if path is not None:
-                _write(path, part | {"identity": np.array(identity)})
-        parts.append(part)
-        done += sum(len(indices) for indices in group)
-        if options.progress is not None:
-            options.progress(done, len(prepared.examples))
+        identity = fingerprint(subjects, prepared, batches)
+    sizes = [sum(len(indices) for indices in group) for group in groups]
+    work = Parts(lambda number: _part(subjects, prepared, groups[number]), sizes, options.parts, identity)
+    parts = work.collected(options.progress or silent)
     order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
     joined = {
         name: np.concatenate([part[name] for part in parts], 1)
@@ -149,45 +125,6 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     arrays = {name: array[:, order] for name, array in joined.items()}
     arrays |= {} if similarity is None else hidden.merged(similarity)
     return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
-
-
-def _fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
-    """What a part file's numbers depend on: weights, tokens, groups, rows, batches.
-
-    What a hook of the user's does to a forward pass cannot be read off it, so models with one are refused.
-    """
-    digest = hashlib.sha256(repr((prepared.salience, [batch.tolist() for batch in batches])).encode())
-    for encoded, columns, rows in zip(prepared.encodings, prepared.columns, prepared.rows, strict=True):
-        digest.update(encoded.ids.tobytes() + columns.tobytes() + rows.tobytes())
-    for subject in subjects:
-        model, adapter = subject.checkpoint.model, subject.checkpoint.adapter
-        if hooked := _foreign_hooks(model):
-            raise CheckpointError(
-                f"{subject.checkpoint.name} has forward hooks ({', '.join(hooked[:3])}), and part files cannot tell it "
-                "from the same weights without them: measure it without part files, or take the hooks off"
-            )
-        settings = None if adapter is None else getattr(model, "peft_config", {}).get(adapter.name)
-        digest.update(repr((subject.reference, adapter, settings, model.config)).encode())
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _foreign_hooks(model: torch.nn.Module) -> list[str]:
-    """Names of hooks that change or watch a forward pass and come from none of the libraries below.
-
-    Those libraries' hooks follow from weights and configuration, which the fingerprint holds.
-    """
-    found = []
-    for module in model.modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            function = getattr(hook, "func", hook)  # of a partial
-            name = getattr(function, "__qualname__", type(function).__qualname__)
-            origin = getattr(function, "__module__", None) or type(function).__module__
-            if origin.split(".")[0] not in ("attnlens", "transformers", "peft", "accelerate"):
-                found.append(f"{origin}.{name}")
-    return list(dict.fromkeys(found))
 
 
 def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
@@ -325,23 +262,3 @@ def _over_keys(received: np.ndarray, columns: np.ndarray) -> np.ndarray:
     total = np.einsum("blhk,bkg->blhg", np.where(seen, received, 0.0), columns)
     count = np.einsum("blhk,bkg->blhg", seen.astype(np.float64), columns)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def _write(path: Path, part: Arrays) -> None:
-    """A part appears whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **part)  # pyright: ignore[reportArgumentType]
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _read(path: Path, identity: str | None) -> Arrays | None:
-    """The part as it was written; None where it is another run's or the disk has spoiled it: it is measured again."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            part = {name: stored[name] for name in stored.files}
-        return part if str(part.get("identity")) == identity else None
-    except (OSError, EOFError, ValueError, BadZipFile, zlib.error):
-        return None

@@ -9,9 +9,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.fft import dct
 
-from attnlens.analysis.measure import MeasureOptions, Progress, Subject, measure
+from attnlens.analysis.measure import MeasureOptions, measure
 from attnlens.analysis.opening import opened
+from attnlens.analysis.parts import Progress
 from attnlens.analysis.prepare import Prepared
+from attnlens.analysis.subjects import Subject
 from attnlens.checkpoints.load import Checkpoint, load
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.tensors import EMBEDDING, named

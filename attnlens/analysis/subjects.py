@@ -18,6 +18,14 @@ Given = Checkpoint | str | Path
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A model to measure. reference: the models that follow are held against this one, up to the next reference."""
+
+    checkpoint: Checkpoint
+    reference: bool
+
+
+@dataclass(frozen=True)
 class Cast:
     """Every model of a comparison, base first, then the tuned, the named nulls, the seeds; and what each is for.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from attnlens.analysis.measure import Arrays
+from attnlens.analysis.parts import Arrays
 from attnlens.analysis.prepare import Prepared
 from attnlens.checkpoints.tape import Site
 from attnlens.core.pairs import PAIRS

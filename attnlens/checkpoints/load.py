@@ -32,6 +32,7 @@ from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, che
 from attnlens.core.errors import CheckpointError, UnknownName
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPREAD = "auto"  # the device of a model that lies on all GPUs
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ def load(
     source: Hugging Face or adapter directory, hub id, or a single file of weights. name: what reports call it; default
     the folder's or file's name or the hub id. config: folder or hub id with the config.json of a single file; default
     beside it. tokenizer: an object, folder or hub id, used where the checkpoint has no tokenizer files of its own.
-    dtype: "float32", "bfloat16" or "float16" to load in; default as stored. Raises CheckpointError for what is missing
-    or does not fit, UnsupportedModel where attention cannot be measured exactly. No code of the checkpoint is ever run.
+    device: "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the layers over all GPUs (accelerate's device_map), for a
+    model that one cannot hold. dtype: "float32", "bfloat16" or "float16" to load in; default as stored. Raises
+    CheckpointError for what is missing or does not fit, UnsupportedModel where attention cannot be measured exactly. No
+    code of the checkpoint is ever run.
     """
     given = tokenizer if isinstance(tokenizer, str | Path) else None
     found = locate(source, config=config, tokenizer=given)
@@ -207,7 +210,7 @@ class _Loader:
     def __init__(self, device: str | torch.device, dtype: str | None):
         if dtype is not None and dtype not in DTYPES:
             raise UnknownName.among("dtype", dtype, DTYPES)
-        _check_device(device)
+        check_device(device)
         self.device, self.dtype = device, None if dtype is None else DTYPES[dtype]
         self.adapters: list[Source] = []
         self.hosts: dict[tuple, PreTrainedModel] = {}
@@ -261,7 +264,13 @@ class _Loader:
         return self.hosts[key]
 
     def _plain(self, source: Source, architecture: Any, config: Any) -> PreTrainedModel:
-        model = _model(source, architecture, config, self.dtype).to(self.device).eval()  # pyright: ignore[reportArgumentType]
+        spread = self.device == SPREAD
+        model = _model(source, architecture, config, {"dtype": self.dtype} | ({"device_map": SPREAD} if spread else {}))
+        if not spread:
+            model.to(self.device)  # pyright: ignore[reportArgumentType]
+        elif any(parameter.is_meta for parameter in model.parameters()):
+            raise CheckpointError(f"{source.given} does not fit the GPUs here: use a narrower --dtype, or the cpu")
+        model.eval()
         _check_finite(model, source)
         self.sizes[model] = _size(model)
         return model
@@ -277,14 +286,17 @@ def _described(source: Source) -> tuple[Any, Any]:
     return architecture, config
 
 
-def _model(source: Source, architecture: Any, config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model in this architecture, all backbone weights present and of the shapes that its configuration gives."""
+def _model(source: Source, architecture: Any, config: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """The model in this architecture, all backbone weights present and of the shapes that its configuration gives.
+
+    options: of from_pretrained; a dtype of None is the stored one.
+    """
     Shelf(source.files)  # a file whose header lies is refused before anything reads it
-    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    dtype: Any = options["dtype"] or "auto"
     where: Any = source.given if source.kind == "hub" else source.path
     if source.kind == "file":
         state, where = read_single(source, architecture, config), None
-        options = {"dtype": dtype or stored_dtype(state), "state_dict": state}
+        dtype, options = options["dtype"] or stored_dtype(state), options | {"state_dict": state}
     try:
         with quiet():
             loaded: Any = architecture.from_pretrained(
@@ -293,7 +305,7 @@ def _model(source: Source, architecture: Any, config: Any, dtype: torch.dtype | 
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
-                **options,
+                **options | {"dtype": dtype},
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {source.given} cannot be loaded: {_first_line(error)}") from error
@@ -351,11 +363,16 @@ def _check_finite(model: nn.Module, source: Source) -> None:
             )
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Raise CheckpointError, with the devices that there are, for one that cannot be used here."""
+    if device == SPREAD:
+        return
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # what torch raises for an absent and for an unknown device
-        raise CheckpointError(f"device {device} cannot be used here: {_first_line(error)}") from error
+        present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise CheckpointError(f"device {device} cannot be used here: this machine has {', '.join(present)}") from error
 
 
 def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -195,7 +195,7 @@ class Session:
             results = {MAP: self.without(weights, queries)}
         else:
             norms = None if self.values is None else lengths(read, projection, query.shape[1])
-            against = _base(self.against, len(call.sites)) if self.pairs else None
+            against = _base(self.against, len(call.sites)).to(query.device) if self.pairs else None
             wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)

@@ -32,9 +32,9 @@ def main() -> NoReturn:
         app(prog_name="attnlens")
     except (AttnlensError, OSError) as error:
         from attnlens.cli.terminal import one_line
-        from attnlens.training.processes import first
+        from attnlens.training.processes import speaks
 
-        if first():
+        if speaks():
             sys.stderr.write(f"attnlens: {one_line(error)}\n")
         sys.exit(1)
     sys.exit(0)

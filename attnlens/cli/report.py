@@ -34,7 +34,7 @@ def report(
     messages_column: Annotated[str | None, typer.Option(help="Column that holds the conversation.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     document_column: Annotated[str | None, typer.Option(help="Column that names the document.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto spreads over all GPUs.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")] = None,
     config: Annotated[
         str | None, typer.Option(help="Folder or hub id with the config.json of single weight files.")

@@ -27,6 +27,10 @@ class Logits(NamedTuple):
     key: Tensor
     scores: Scores
 
+    def to(self, device: torch.device) -> "Logits":
+        """The same on this device."""
+        return Logits(self.query.to(device), self.key.to(device), self.scores.to(device))
+
 
 class Sums(NamedTuple):
     """Of two maps p and q, sums over the keys of each row (b, h, q); x = e⁻ᵃ − 1, so that |q − p| = −M x.

@@ -55,6 +55,11 @@ class Scores:
             if tensor is not None and any(a not in (1, b) for a, b in zip(tensor.shape, full, strict=True)):
                 raise ShapeError(f"{name} must broadcast to (B, H, Q, K)={full}; got {tuple(tensor.shape)}")
 
+    def to(self, device: torch.device) -> "Scores":
+        """The same on this device."""
+        parts = {name: getattr(self, name) for name in ("mask", "bias", "sinks")}
+        return replace(self, **{name: None if part is None else part.to(device) for name, part in parts.items()})
+
     @property
     def merely_causal(self) -> bool:
         """Whether causality alone says what is hidden: then a box need not be looked at key by key."""

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attnlens import __version__
-from attnlens.analysis.compare import CompareOptions, compare
+from attnlens.analysis.compare import CompareOptions, compare, share
 from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.analysis.roles import is_null
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
-from attnlens.checkpoints.load import Checkpoint, load, load_all, longest_input
+from attnlens.checkpoints.load import Checkpoint, check_device, load, load_all, longest_input
 from attnlens.checkpoints.source import adapter_config, locate, names_of
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.salience.lexicon import read_lexicon
@@ -26,6 +24,7 @@ from attnlens.show.report import report
 from attnlens.show.twins import found_twins, nulls_named, recorded, twin_name, twins_last
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
+from attnlens.training.processes import agreed, first, met, own_device
 from attnlens.training.record import recorded_columns, recorded_corpus
 
 KEYED = (
@@ -124,9 +123,18 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
 
     The same question asked again resumes or returns the finished report; another one in the same folder raises
     OutputExists. Nothing is written where the question itself is at fault.
+
+    Under torchrun or accelerate launch the processes share the texts (the folder must be one that all of them see, and
+    a model that hangs on one GPU lies on each); the first tests and draws, and all return the same.
     """
-    options = ReportOptions() if options is None else options
-    _check_device(options.device)
+    with met():
+        return _run(checkpoints, ReportOptions() if options is None else options)
+
+
+def _run(checkpoints: Sequence[str | Path], options: ReportOptions) -> ReportResult:
+    """The report of one process among those that share it."""
+    device = own_device(options.device)
+    check_device(device)
     given = _with_base(checkpoints, options)
     beside = found_twins([*given, *options.null])
     lineup = _lineup(given, beside, options)
@@ -137,15 +145,15 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         names=lineup.names,
         config=options.config,
         tokenizer=options.tokenizer,
-        device=options.device,
+        device=device,
         dtype=options.dtype,
     )
-    encoder = None if options.encoder is None else load(options.encoder, device=options.device, dtype=options.dtype)
+    encoder = None if options.encoder is None else load(options.encoder, device=device, dtype=options.dtype)
     tuned = models[: lineup.tuned + 1]
     alone = [model.name for model in tuned if not is_null(model.provenance.get("training"))]
     directory = Path(options.output or _folder(alone if len(alone) > 1 else [model.name for model in tuned]))
     key = _key([*models, *([] if encoder is None else [encoder])], texts, lexicon, options)
-    if is_complete(directory, key, force=options.force):
+    if agreed(first() and is_complete(directory, key, force=options.force)):
         return ReportResult(open_comparison(directory), directory, was_complete=True)
 
     def progress(done: int, total: int) -> None:
@@ -158,30 +166,32 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
         if options.progress is not None:
             options.progress(done, total)
 
+    asked = CompareOptions(
+        **{name: getattr(options, name) for name in SHARED},
+        background=texts.background,
+        lexicon=lexicon,
+        encoder=encoder,
+        passages=8 if options.text else 0,
+        parts=directory / PARTS,
+        probe=texts.probe,
+        nulls=tuple(models[lineup.tuned + 1 : len(models) - len(options.seeds)]),
+        seeds=tuple(models[len(models) - len(options.seeds) :]),
+        progress=progress,
+    )
+    question = {"corpus": texts.corpus, "salience": options.salience, "options": asked}
+    if not first():
+        agreed(None)  # the folder is this run's
+        share(models[0], tuned[1:], **question)
+        agreed(None)  # the report is complete
+        return ReportResult(open_comparison(directory), directory, was_complete=False)
     with claimed(directory, key):
-        comparison = compare(
-            models[0],
-            tuned[1:],
-            corpus=texts.corpus,
-            salience=options.salience,
-            options=CompareOptions(
-                **{name: getattr(options, name) for name in SHARED},
-                background=texts.background,
-                lexicon=lexicon,
-                encoder=encoder,
-                passages=8 if options.text else 0,
-                parts=directory / PARTS,
-                probe=texts.probe,
-                nulls=tuple(models[lineup.tuned + 1 : len(models) - len(options.seeds)]),
-                seeds=tuple(models[len(models) - len(options.seeds) :]),
-                progress=progress,
-            ),
-        )
-        comparison = nulls_named(comparison)
+        agreed(None)
+        comparison = nulls_named(compare(models[0], tuned[1:], **question))
         comparison.provenance["command"] = command(checkpoints, options)
         comparison.provenance["warnings"][:0] = options.notes
         comparison.save(directory)
         report(comparison, directory)
+    agreed(None)
     return ReportResult(comparison, directory, was_complete=False)
 
 
@@ -204,15 +214,6 @@ def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
             plain = ",".join(value) if option.name == "salience" else value
             words += [f"--{name}", home_free(value) if isinstance(value, str | Path) else str(plain)]
     return shlex.join(words)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # what torch raises for an absent and for an unknown device
-        present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        present += ["mps"] if torch.backends.mps.is_available() else []
-        raise CheckpointError(f"device {device} cannot be used here: this machine has {', '.join(present)}") from error
 
 
 def _with_base(checkpoints: Sequence[str | Path], options: ReportOptions) -> list[str | Path]:

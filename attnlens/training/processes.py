@@ -1,11 +1,16 @@
 """Several processes of one run, as torchrun and accelerate launch start them: who writes, and how they agree."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
-from attnlens.core.errors import TrainingError
+from attnlens.core.errors import AttnlensError, TrainingError
 
 Value = TypeVar("Value")
+# One process may draw for hours what the others have measured.
+PATIENCE = timedelta(days=30)
 
 
 def processes() -> int:
@@ -13,9 +18,39 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
 def first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+    return rank() == 0
+
+
+def speaks() -> bool:
+    """Whether this process tells its fault: the first of each machine, for another machine's may be its own."""
+    return first() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def own_device(device: str) -> str:
+    """The device for this process: of several on one machine each takes its own GPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and processes() > 1 else device
+
+
+@contextmanager
+def met() -> Iterator[None]:
+    """The processes of this run as a group that passes words (gloo), while the block lasts; nothing for one alone."""
+    import torch.distributed as dist  # here, as in `agreed`
+
+    if processes() == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def agreed(value: Value) -> Value:
@@ -27,6 +62,22 @@ def agreed(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def settled(fault: Exception | None) -> None:
+    """Wait until every process has done its share; raise the fault of this one, else of the first that had one."""
+    import torch.distributed as dist
+
+    told: list[tuple[str, bool] | None] = [None] * processes()
+    if dist.is_available() and dist.is_initialized():
+        mine = None if fault is None else (str(fault) or type(fault).__name__, isinstance(fault, AttnlensError))
+        dist.all_gather_object(told, mine)
+    if fault is not None:
+        raise fault
+    for number, answer in enumerate(told):
+        if answer is not None:
+            kind = AttnlensError if answer[1] else RuntimeError
+            raise kind(f"process {number} of {processes()} stopped: {answer[0]}")
 
 
 def check_sharding() -> None:

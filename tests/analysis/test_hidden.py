@@ -13,8 +13,9 @@ from torch import Tensor
 from attnlens.analysis import hidden
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.hidden import counted, merged, moved
-from attnlens.analysis.measure import MeasureOptions, Subject, measure
+from attnlens.analysis.measure import MeasureOptions, measure
 from attnlens.analysis.prepare import Prepared, Reading, assemble, plan, prepare
+from attnlens.analysis.subjects import Subject
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CheckpointError, ShapeError
 from attnlens.core.similarity import cka

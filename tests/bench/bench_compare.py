@@ -21,8 +21,9 @@ import torch
 from timing import fastest
 
 from attnlens.analysis.compare import CompareOptions, compare
-from attnlens.analysis.measure import FOCUS, MARKED_ONLY, STATISTICS, MeasureOptions, Subject, measure
+from attnlens.analysis.measure import FOCUS, MARKED_ONLY, STATISTICS, MeasureOptions, measure
 from attnlens.analysis.prepare import PER_DEFINITION, Prepared, Reading, assemble, plan, prepare
+from attnlens.analysis.subjects import Subject
 from attnlens.checkpoints.load import Checkpoint, load
 from attnlens.checkpoints.packaged import encoder
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics

@@ -193,6 +193,29 @@ def test_a_head_of_another_size_is_no_fault(saved: Path):
     assert load(saved).provenance["architecture"] == "BertForSequenceClassification"
 
 
+def test_spread_over_the_devices_it_computes_the_same(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of which there may be one here; what would have to lie on disk beside them is refused."""
+    plain, given, places = load(saved), [], {}
+    from_pretrained = tf.BertModel.from_pretrained
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs.get("device_map"))
+        return from_pretrained(*args, **kwargs | places)
+
+    monkeypatch.setattr(tf.BertModel, "from_pretrained", watched)
+    spread = load(saved, device="auto")
+    alone = load(saved / "model.safetensors", tokenizer=saved, device="auto")
+    assert given == ["auto", "auto"] and load(saved) and given.pop() is None
+    batch = plain.tokenizer(["one short text", "and another text"], return_tensors="pt")
+    with torch.no_grad():
+        right = plain.model(**batch)[0]
+        assert torch.equal(spread.model(**batch)[0], right) and torch.equal(alone.model(**batch)[0], right)
+    places["device_map"] = {"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}
+    places["offload_folder"] = tmp_path / "offload"
+    with pytest.raises(CheckpointError, match="does not fit the GPUs here: use a narrower --dtype, or the cpu"):
+        load(saved, device="auto")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_architecture_proves_itself_and_is_left_as_it_was(name: str):
     model = build(name)

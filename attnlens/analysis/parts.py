@@ -1,0 +1,141 @@
+"""Whole batches as atomic part files: a killed run resumes, and several processes share the work."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from attnlens.analysis.prepare import Prepared
+from attnlens.analysis.subjects import Subject
+from attnlens.core.errors import CheckpointError
+from attnlens.training.processes import processes, rank, settled
+
+Arrays = dict[str, np.ndarray]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is measured, in parts of whole batches, each computed by itself; folder: of their files, None for none.
+
+    identity: what the numbers depend on; a file of other numbers is no part of this run. sizes: texts of each part.
+    """
+
+    compute: Callable[[int], Arrays]
+    sizes: Sequence[int]
+    folder: Path | None = None
+    identity: str = ""
+
+    def collected(self, progress: Progress) -> list[Arrays]:
+        """All parts in order. progress: called with the texts done and all texts.
+
+        Where several processes carry the run and there is a folder, each writes its share of the files, and all read
+        them when the last is done; a fault of one is raised in all.
+        """
+        total = sum(self.sizes)
+        progress(0, total)  # the question made sense: work begins
+        if self.folder is not None and processes() > 1:
+            self._share(progress)
+            progress = silent
+        parts, done = [], 0
+        for number, size in enumerate(self.sizes):
+            parts.append(self._one(number))
+            done += size
+            progress(done, total)
+        return parts
+
+    def _share(self, progress: Progress) -> None:
+        """The files of this process; done when those of all processes are there."""
+        fault = None
+        try:
+            for number in range(rank(), len(self.sizes), processes()):
+                self._one(number)
+                done = sum(size for part, size in enumerate(self.sizes) if self._path(part).exists())
+                progress(done, sum(self.sizes))
+        except Exception as error:  # whatever stops this process, the others must hear of it
+            fault = error
+        settled(fault)
+
+    def _one(self, number: int) -> Arrays:
+        """A part from its file, else computed and written."""
+        if self.folder is None:
+            return self.compute(number)
+        path = self._path(number)
+        part = _read(path, self.identity) if path.exists() else None
+        if part is None:
+            part = self.compute(number) | {"identity": np.array(self.identity)}
+            _write(path, part)
+        return part
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:06d}.npz"
+
+
+def fingerprint(subjects: Sequence[Subject], prepared: Prepared, batches: list[np.ndarray]) -> str:
+    """What a part file's numbers depend on: weights, tokens, groups, rows, batches.
+
+    What a hook of the user's does to a forward pass cannot be read off it, so models with one are refused.
+    """
+    digest = hashlib.sha256(repr((prepared.salience, [batch.tolist() for batch in batches])).encode())
+    for encoded, columns, rows in zip(prepared.encodings, prepared.columns, prepared.rows, strict=True):
+        digest.update(encoded.ids.tobytes() + columns.tobytes() + rows.tobytes())
+    for subject in subjects:
+        model, adapter = subject.checkpoint.model, subject.checkpoint.adapter
+        if hooked := _foreign_hooks(model):
+            raise CheckpointError(
+                f"{subject.checkpoint.name} has forward hooks ({', '.join(hooked[:3])}), and part files cannot tell it "
+                "from the same weights without them: measure it without part files, or take the hooks off"
+            )
+        settings = None if adapter is None else getattr(model, "peft_config", {}).get(adapter.name)
+        digest.update(repr((subject.reference, adapter, settings, model.config)).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _foreign_hooks(model: torch.nn.Module) -> list[str]:
+    """Names of hooks that change or watch a forward pass and come from none of the libraries below.
+
+    Those libraries' hooks follow from weights and configuration, which the fingerprint holds.
+    """
+    found = []
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            function = getattr(hook, "func", hook)  # of a partial
+            name = getattr(function, "__qualname__", type(function).__qualname__)
+            origin = getattr(function, "__module__", None) or type(function).__module__
+            if origin.split(".")[0] not in ("attnlens", "transformers", "peft", "accelerate"):
+                found.append(f"{origin}.{name}")
+    return list(dict.fromkeys(found))
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def _write(path: Path, part: Arrays) -> None:
+    """A part appears whole or not at all: temporary name, fsync, rename."""
+    temporary = path.with_suffix(f".{rank()}.tmp")  # two processes may find the same part spoiled
+    with temporary.open("wb") as file:
+        np.savez(file, **part)  # pyright: ignore[reportArgumentType]
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read(path: Path, identity: str) -> Arrays | None:
+    """The part as it was written; None where it is another run's or the disk has spoiled it: it is measured again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            part = {name: stored[name] for name in stored.files}
+        return part if str(part.get("identity")) == identity else None
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error):
+        return None
