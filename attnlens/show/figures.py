@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from attnlens.analysis.results import Comparison
@@ -37,7 +40,8 @@ MODULES = (
 )
 PICTURES = {name: picture for module in (*MODULES, study_figures) for name, picture in module.PICTURES.items()}
 SECTIONS = ("layers", "heads", "words", "weights", "training")
-FORMATS = ("pdf", "svg", "png")
+CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
+FORMATS = tuple(CANVASES)
 
 
 def figure_set(comparison: Comparison) -> list[Drawing]:
@@ -78,7 +82,10 @@ def save_figures(comparison: Comparison, directory: str | Path) -> list[Path]:
 
 
 def _saved(figure: Figure, ending: str) -> bytes:
+    """One file, by the backend's own method: `savefig` would draw all once more before it, to no end."""
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": None}  # the same bytes every time
+    figure.dpi = float(matplotlib.rcParams["savefig.dpi"])
+    figure.set_facecolor("white" if ending == "png" else "none")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=dates[ending], facecolor="white" if ending == "png" else "none")
+    getattr(CANVASES[ending](figure), f"print_{ending}")(buffer, metadata=dates[ending])
     return buffer.getvalue()

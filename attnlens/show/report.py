@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -174,16 +174,16 @@ def shown_figure(drawing: Drawing, directory: Path) -> dict[str, str]:
     def uri(kind: str, content: bytes) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
-    def smaller(files: dict[str, bytes]) -> str:
-        vectors = len(files["svg"]) <= MOST_SVG
-        return uri("svg+xml", files["svg"]) if vectors else uri("webp", _webp(files["png"]))
+    def smaller(file: Callable[[str], bytes]) -> str:
+        vectors = file("svg")
+        return uri("svg+xml", vectors) if len(vectors) <= MOST_SVG else uri("webp", _webp(file("png")))
 
     saved = directory / "figures" / drawing.name
     return {
         "title": drawing.title,
         "caption": drawing.caption,
-        "wide": smaller({ending: saved.with_suffix(f".{ending}").read_bytes() for ending in ("svg", "png")}),
-        "narrow": smaller(rendered(drawing, NARROW, ("svg", "png"))),
+        "wide": smaller(lambda ending: saved.with_suffix(f".{ending}").read_bytes()),
+        "narrow": smaller(lambda ending: rendered(drawing, NARROW, (ending,))[ending]),
     }
 
 
