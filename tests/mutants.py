@@ -19,7 +19,7 @@ ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs",
 MUTANTS = [
     (PAIRS, ".clamp(max=1.0)", ""),
     (SCORES, "return (seen.to(dtype) - 1) * -HIDDEN", "return (seen.to(dtype) - 1) * 50.0"),
-    (SCORES, "logits[..., first:] += _veil", "logits[..., first:] += 0 * _veil"),
+    (SCORES, "logits[..., first:] += _frontier", "logits[..., first:] += 0 * _frontier"),
     (TILED, "tile.shown[..., keys].expand(", "torch.ones_like(tile.shown[..., keys]).expand("),
     (TILED, "return self.tile.shown @ columns[:, None]", "return columns.sum(1)[:, None, None]"),
     (PAIRS, "rows if sums.lost is None else rows.masked_fill(sums.lost, inf)", "rows"),

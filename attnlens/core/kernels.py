@@ -16,9 +16,10 @@ from torch import Tensor
 
 from attnlens.core import tiled
 from attnlens.core.pairs import PAIRS, Logits, Sums
-from attnlens.core.rows import STATISTICS
+from attnlens.core.rows import STATISTICS, normalized
 from attnlens.core.scores import Scores
-from attnlens.core.tiled import GROUPED, WEAK, Wanted
+from attnlens.core.tiled import GROUPED, WEAK
+from attnlens.core.wanted import Wanted
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Widest head and most columns that a block holds, most programs along the second axis of a grid.
@@ -338,9 +339,9 @@ class _Results:
         entropy = 0.0 + (total.log() - rows[CENTRED] / total)
         if name == "entropy_content":
             inner = rows[CONTENT_TOTAL].log() - rows[CONTENT_CENTRED] / rows[CONTENT_TOTAL]
-            return _normalized(inner.clamp(min=0.0), self.counts[2][..., 0])
+            return normalized(inner.clamp(min=0.0), self.counts[2][..., 0])
         if name == "entropy_normalized":
-            return _normalized(entropy, self.counts[3][..., 0])
+            return normalized(entropy, self.counts[3][..., 0])
         plain = {"entropy": entropy, "effective_keys": entropy.exp(), "max_weight": 1 / total}
         plain |= {"renyi2": 2 * total.log() - rows[SQUARES].log(), "lse": rows[LSE] + rows[SHIFT]}
         return (plain | {"distance": rows[FAR] / total})[name]
@@ -394,7 +395,3 @@ class _Results:
             seen = seen / self.counts[3][..., 0].clamp(min=1)
         most = self.passes.columns(None, seen)
         return self.taken / torch.where(most > 0, most, torch.nan)
-
-
-def _normalized(entropy: Tensor, count: Tensor) -> Tensor:
-    return torch.where(count > 1, entropy / count.clamp(min=2).log(), torch.nan)

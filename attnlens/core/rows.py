@@ -63,6 +63,11 @@ class Groups(NamedTuple):
         return binary & (self.weights <= self.content[..., None]).all(1)
 
 
+def normalized(entropy: Tensor, count: Tensor) -> Tensor:
+    """Entropy over the log of the number of keys; NaN below two."""
+    return torch.where(count > 1, entropy / count.clamp(min=2).log(), torch.nan)
+
+
 def needed(groups: Groups | None) -> Groups:
     """The groups, or an error where a statistic needs them and none were given."""
     if groups is None:
@@ -169,8 +174,7 @@ def entropy(attention: AttentionMap) -> Tensor:
 @statistic(axes="row", unit="share of log n", low=0.0, high=lambda n: 1.0, reference="Shannon 1948; METRICS 4")
 def entropy_normalized(attention: AttentionMap) -> Tensor:
     """Ĥ = H / log n over the n visible keys; no data below two keys. [1/2, 1/4, 1/4] → 0.9464."""
-    count = attention.keys
-    return torch.where(count > 1, entropy(attention) / count.clamp(min=2).log(), torch.nan)
+    return normalized(entropy(attention), attention.keys)
 
 
 @statistic(axes="row", unit="keys", low=1.0, high=float, reference="Hill 1973, order 1")

@@ -1,6 +1,7 @@
 """How one attention layer turns queries and keys into logits: scale, softcap, bias, mask, causality, window, sinks."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,11 @@ class Scores:
         """Whether causality alone says what is hidden: then a box need not be looked at key by key."""
         return self.causal and self.window is None and self.mask is None
 
+    @property
+    def linear(self) -> bool:
+        """Whether a logit is scale·q·k and nothing else, but for what is hidden."""
+        return self.softcap is None and self.bias is None and (self.mask is None or self.mask.dtype == torch.bool)
+
     def visible(self, box: Box, offset: int, device: torch.device) -> Tensor | None:
         """Which keys of the box may be seen, bool (b|1, h|1, q, k); None where all may. offset: K − Q of the map."""
         seen = None
@@ -104,8 +110,10 @@ class Scores:
     def hide(self, logits: Tensor, box: Box, offset: int) -> None:
         """Put HIDDEN where a key may not be seen, in place. offset: K − Q of the map."""
         if self.merely_causal:  # only the last keys of the box lie beyond some row's frontier
-            first = max(0, box.queries.start + offset + 1)
-            logits[..., first:] += _veil(distances(box, offset, logits.device)[:, first:] >= 0, logits.dtype)
+            before = box.queries.start + offset
+            first = max(0, before + 1)
+            shape = (box.queries.stop - box.queries.start, box.keys - first)
+            logits[..., first:] += _frontier(shape, before - first, logits.dtype, logits.device)
         elif (seen := self.visible(box, offset, logits.device)) is not None:
             logits += _veil(seen, logits.dtype)
 
@@ -124,6 +132,13 @@ class Scores:
 def _veil(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a key is seen, HIDDEN where not: added, that leaves nothing of a logit, and is quicker than a fill."""
     return (seen.to(dtype) - 1) * -HIDDEN
+
+
+@lru_cache(maxsize=8)
+def _frontier(shape: tuple[int, int], lead: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The veil over the last keys of a causal box: row i sees key i + lead and those before. Most boxes share one."""
+    with torch.inference_mode(False):
+        return _veil(torch.ones(shape, dtype=torch.bool, device=device).tril(lead), dtype)
 
 
 def distances(box: Box, offset: int, device: torch.device) -> Tensor:

@@ -3,18 +3,20 @@
 Entropy is centred, H = log Z − Σ p (s − max), which loses fewer digits than L − Σ p s.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from attnlens.core import lean
 from attnlens.core.errors import ShapeError
 from attnlens.core.pairs import Logits, PairKeeper
-from attnlens.core.rows import STATISTICS, Groups, known, needed
+from attnlens.core.rows import STATISTICS, known, needed, normalized
 from attnlens.core.scores import HIDDEN, Box, Scores, distances
-from attnlens.core.tiles import Tile, Tiles
+from attnlens.core.tiles import Tile, Tiles, without
+from attnlens.core.wanted import Wanted
 
 # Below this a float32 mass has lost digits.
 WEAK = 1e-30
@@ -27,24 +29,6 @@ RECEIVED = ("received", "received_mean")
 GROUPED = {name for name, record in STATISTICS.items() if record.axes == "group"} | {"entropy_content"}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to compute: names of the registry, token groups, rows that carry data (B, Q) bool (None: all).
-
-    norms: (B, H, K) lengths of the transformed values, which `share_value` needs (core/flow.py).
-    columns: of a statistic about groups, the columns that it is computed for, in this order; all where it is not named.
-    pairs, against: names of PAIRS, with the map `against` as base and this one as tuned.
-    """
-
-    statistics: tuple[str, ...]
-    groups: Groups | None = None
-    queries: Tensor | None = None
-    norms: Tensor | None = None
-    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    pairs: tuple[str, ...] = ()
-    against: Logits | None = None
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor | None, scores: Scores, wanted: Wanted
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -55,6 +39,8 @@ def attend(
     """
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         tiles = Tiles.of(query, key, value, scores)
+        if lean.serves(wanted):
+            return lean.attend(tiles, wanted)
         keeper = _Keeper(tiles, wanted)
         pairs = None
         if wanted.against is not None:
@@ -63,7 +49,8 @@ def attend(
         for box in (tiles if pairs is None else pairs).boxes():
             tile = tiles.tile(box)
             if output is not None:
-                output[box.texts, box.heads, box.queries] = tiles.output(tile).to(output.dtype)
+                carried = without(tiles.carried(box, tile.weights), tile)
+                output[box.texts, box.heads, box.queries] = carried.to(output.dtype)
             if pairs is not None:  # before its logits are overwritten
                 pairs.keep(tile)
             keeper.keep(tile)
@@ -147,7 +134,7 @@ class _Rows:
         else:
             logits, weights = self.alone
             entropy = 0.0 - weights.amax(-1).log() - (logits * weights).sum(-1)
-        return _normalized(entropy.clamp(min=0.0), self.seen[..., 0])
+        return normalized(entropy.clamp(min=0.0), self.seen[..., 0])
 
     def count(self, columns: Tensor) -> Tensor:
         """Σ of a row's visible keys in each column (b, k, G): (b, h|1, q|1, G)."""
@@ -207,10 +194,6 @@ def _times(weights: Tensor, columns: Tensor) -> Tensor:
     """Weights (b, h, q, k) times columns (b, k, G), with the few columns first: several times quicker."""
     product = columns.mT.contiguous() @ weights.flatten(1, 2).mT
     return product.mT.unflatten(1, weights.shape[1:3])
-
-
-def _normalized(entropy: Tensor, count: Tensor) -> Tensor:
-    return torch.where(count > 1, entropy / count.clamp(min=2).log(), torch.nan)
 
 
 def _distance(rows: _Rows) -> Tensor:
@@ -274,7 +257,7 @@ def _entropy_between(part: _Part) -> Tensor:
 # Definitions, units and sources stand in rows.py. What keys received needs all tiles: see _Keeper.
 ROWWISE: dict[str, Callable[[_Rows], Tensor]] = {
     "entropy": lambda rows: rows.entropy,
-    "entropy_normalized": lambda rows: _normalized(rows.entropy, rows.tile.count),
+    "entropy_normalized": lambda rows: normalized(rows.entropy, rows.tile.count),
     "effective_keys": lambda rows: rows.entropy.exp(),
     "max_weight": lambda rows: rows.tile.peak,
     "renyi2": lambda rows: -2 * torch.linalg.vector_norm(rows.tile.weights, dim=-1).log(),

@@ -6,7 +6,7 @@ a common offset of the logits from eating the digits (METRICS 8.2).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,27 +15,26 @@ from torch import Tensor
 
 from attnlens.core.scores import Box, Scores
 
-# Elements of a logit tile: small enough for the cache of one core, large enough for few calls.
-TILE = 1 << 19
-# Queries of a tile. Under a causal mask a lower block wastes less above the diagonal.
-ROWS, CAUSAL_ROWS = 128, 64
+# Elements of a logit tile for each thread: small enough for the cache of its core, large enough for few calls.
+TILE = 1 << 18
+# Queries of a tile. Under a causal mask a lower block wastes less above the diagonal, a higher one multiplies faster.
+ROWS, CAUSAL_ROWS, LONG = 128, 64, 1024
+# Fewer rows of several heads at a time than this multiply slowly, whatever the cache holds.
+FEWEST = 128
+BIT = math.log(2)  # in nats
 
 
 @dataclass
-class Tile:
-    """Whole rows of a map: logits (b, h, q, k) with maximum 0, and their softmax; a learned null key stands last.
+class Seen:
+    """Whole rows of a map: logits (b, h, q, k) with maximum 0, and what they see; a learned null key stands last.
 
-    Both lie in memory that the next tile reuses. top, shift (b, h, q): the maximum, and the part of the mean key, that
-    were taken off the logits.
+    The logits lie in memory that the next tile reuses.
     """
 
     box: Box
     offset: int
     scores: Scores
     logits: Tensor
-    weights: Tensor
-    top: Tensor
-    shift: Tensor
 
     @cached_property
     def visible(self) -> Tensor | None:
@@ -62,6 +61,25 @@ class Tile:
         return self.shown.sum(-1)
 
     @cached_property
+    def blind(self) -> Tensor | None:
+        """Rows that see no key, bool (b|1, h|1, q); None where it is plain that there are none."""
+        if self.scores.sinks is not None or (self.scores.merely_causal and self.offset >= 0) or self.visible is None:
+            return None
+        return self.count == 0
+
+
+@dataclass
+class Tile(Seen):
+    """Whole rows with their softmax, in memory that the next tile reuses.
+
+    top (b, h, q): the maximum that was taken off the logits. shift: gives the part of the mean key that was.
+    """
+
+    weights: Tensor
+    top: Tensor
+    shift: Callable[[Box], Tensor]
+
+    @cached_property
     def peak(self) -> Tensor:
         """Largest weight of each row (b, h, q). The maximum logit is 0, so log Z is −log of it."""
         return self.weights.amax(-1)
@@ -69,7 +87,12 @@ class Tile:
     @property
     def lse(self) -> Tensor:
         """log Σ exp of the row's logits (b, h, q), mean key and maximum put back."""
-        return self.top + self.shift - self.peak.log()
+        return self.top + self.shift(self.box) - self.peak.log()
+
+
+def without(output: Tensor, seen: Seen) -> Tensor:
+    """The attention output (b, h, q, D_v) with 0 in rows that see nothing, in place."""
+    return output if seen.blind is None else output.masked_fill_(seen.blind[..., None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -108,16 +131,17 @@ class Tiles:
         return self.keys.shape[1] - self.query.shape[2]
 
     def boxes(self) -> Iterator[Box]:
-        """Tiles of about TILE elements: some texts with all heads, or some heads of one text."""
+        """Tiles of about TILE elements a thread: some texts with all heads, or some heads of one text."""
         texts, _, rows, _ = self.query.shape
-        block = min(rows, CAUSAL_ROWS if self.scores.causal else ROWS)
-        block = max(1, min(block, TILE // (self.repeats * self.keys.shape[1])))
+        tile = TILE * torch.get_num_threads()
+        block = min(rows, CAUSAL_ROWS if self.scores.causal and rows < LONG else ROWS)
+        block = min(block, max(tile // (self.repeats * self.keys.shape[1]), -(-FEWEST // self.repeats)))
         for start in range(0, rows, block):
             stop = min(rows, start + block)
             keys = self.keys.shape[1]
             if self.scores.causal:
                 keys = max(1, min(keys, stop + self.offset))
-            room = max(1, TILE // (self.repeats * (stop - start) * keys))
+            room = max(1, tile // (self.repeats * (stop - start) * keys))
             many, few = max(1, room // self.key_heads), min(room, self.key_heads)
             for text in range(0, texts, many):
                 for head in range(0, self.key_heads, few):
@@ -126,37 +150,53 @@ class Tiles:
 
     def tile(self, box: Box) -> Tile:
         """Logits and softmax of one box."""
-        logits, shift = self._logits(box)
+        logits, top = self._centred(box, 1.0)
+        weights = torch.softmax(logits, -1, out=self.room("weights", logits.shape))
+        return Tile(box, self.offset, self.scores, logits, weights, top, self.shift)
+
+    def powers(self, box: Box) -> tuple[Seen, Tensor, Tensor]:
+        """One box in bits: its logits, 2 to their power, and the maximum that was taken off the rows (b, h, q)."""
+        logits, top = self._centred(box, 1 / BIT)
+        powers = torch.exp2(logits, out=self.room("weights", logits.shape))
+        return Seen(box, self.offset, self.scores, logits), powers, top
+
+    def shift(self, box: Box) -> Tensor:
+        """The part of the mean key in the logits of a box's rows (b, h, q), in nats; a tile's logits are without it."""
+        query = self._packed(box)
+        shape = (box.texts.stop - box.texts.start, -1, box.queries.stop - box.queries.start)
+        if self.mean is None:
+            return query.new_zeros(len(query), query.shape[1]).view(shape)
+        mean = self.mean.flatten(0, 1)[self._flat(box)].transpose(1, 2)
+        return (query @ mean).mul_(self.scores.scale).view(shape)
+
+    def carried(self, box: Box, weights: Tensor) -> Tensor:
+        """Values of the box under some weights (b, h, q, k): (b, h, q, D_v); a null key has none."""
+        assert self.values is not None
+        weights = weights[..., : box.keys]
+        packed = weights.reshape(-1, self.repeats * weights.shape[2], box.keys)
+        return torch.bmm(packed, self.values[self._flat(box), : box.keys]).view(*weights.shape[:3], -1)
+
+    def _packed(self, box: Box) -> Tensor:
+        """Queries of the box in working precision: (texts · key heads, repeats · rows, D)."""
+        query = self.query[box.texts, box.heads, box.queries].to(self.dtype)
+        return query.reshape(-1, self.repeats * query.shape[2], query.shape[3])
+
+    def _centred(self, box: Box, unit: float) -> tuple[Tensor, Tensor]:
+        """Logits (b, h, q, k) with their maximum taken off, and that maximum (b, h, q), both times `unit`."""
+        packed, keys = self._packed(box), self.keys[self._flat(box), : box.keys].transpose(1, 2)
+        room, linear = self.room("logits", (*packed.shape[:2], box.keys)), self.scores.linear
+        alpha = self.scores.scale * unit if linear else self.scores.scale
+        product = torch.baddbmm(packed.new_zeros(()), packed, keys, beta=0, alpha=alpha, out=room)
+        shape = (box.texts.stop - box.texts.start, -1, box.queries.stop - box.queries.start, box.keys)
+        logits = self.scores.finish(product.view(shape), box)
+        if not linear:
+            logits.mul_(unit)
         self.scores.hide(logits, box, self.offset)
         if self.scores.sinks is not None:
-            sink = self.scores.sinks[box.heads].to(logits)[None, :, None, None] - shift[..., None]
-            logits = torch.cat([logits, sink], -1)
+            sink = self.scores.sinks[box.heads].to(logits)[None, :, None, None] - self.shift(box)[..., None]
+            logits = torch.cat([logits, sink * unit], -1)
         top = logits.amax(-1, keepdim=True)
-        logits.sub_(top)
-        weights = torch.softmax(logits, -1, out=self.room("weights", logits.shape))
-        return Tile(box, self.offset, self.scores, logits, weights, top[..., 0], shift)
-
-    def output(self, tile: Tile) -> Tensor:
-        """Σ p v of the tile (b, h, q, D_v); a row that sees nothing gives 0, as torch's own attention does."""
-        assert self.values is not None
-        weights = tile.weights[..., : tile.box.keys]
-        packed = weights.reshape(-1, self.repeats * weights.shape[2], tile.box.keys)
-        output = torch.bmm(packed, self.values[self._flat(tile.box), : tile.box.keys]).view(*weights.shape[:3], -1)
-        return output.masked_fill_((tile.count == 0)[..., None], 0.0)
-
-    def _logits(self, box: Box) -> tuple[Tensor, Tensor]:
-        """Logits (b, h, q, k) without the part of the mean key, and that part (b, h, q); nothing is hidden yet."""
-        query = self.query[box.texts, box.heads, box.queries].to(self.dtype)
-        texts, heads, rows, width = query.shape
-        packed = query.reshape(-1, self.repeats * rows, width)
-        keys = self.keys[self._flat(box), : box.keys].transpose(1, 2)
-        room = self.room("logits", (len(packed), self.repeats * rows, box.keys))
-        tile = torch.baddbmm(query.new_zeros(()), packed, keys, beta=0, alpha=self.scores.scale, out=room)
-        shift = query.new_zeros(texts, heads, rows)
-        if self.mean is not None:
-            mean = self.mean.flatten(0, 1)[self._flat(box)].transpose(1, 2)
-            shift = (packed @ mean).mul_(self.scores.scale).view(texts, heads, rows)
-        return self.scores.finish(tile.view(texts, heads, rows, box.keys), box), shift
+        return logits.sub_(top), top[..., 0]
 
     def _flat(self, box: Box) -> slice:
         """The box's range of the flattened text-and-key-head axis."""

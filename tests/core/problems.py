@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from attnlens.core import tiles
 from attnlens.core.flow import value_norms
 from attnlens.core.rows import STATISTICS, Groups
 from attnlens.core.scores import Scores
@@ -31,6 +33,12 @@ CASES = {
     "float mask per head": {"mask": "float", "bias": True},
     "everything": {"mask": "bool", "bias": True, "softcap": 3.0, "sinks": True},
 }
+
+
+def small_tiles(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    """Tiles of so many elements, however many threads there are and however few rows that makes."""
+    monkeypatch.setattr(tiles, "TILE", max(1, elements // torch.get_num_threads()))
+    monkeypatch.setattr(tiles, "FEWEST", 1)
 
 
 class Case(NamedTuple):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from attnlens.core import tiles
 from attnlens.core.errors import ShapeError, UnknownName
 from attnlens.core.pairs import PAIRS, Logits, pair_statistics
 from attnlens.core.scores import Scores
 from attnlens.core.tiled import Wanted, attend
-from tests.core.problems import CASES, problem
+from tests.core.problems import CASES, problem, small_tiles
 from tests.reference import Problem, divergences
 
 ALL = tuple(PAIRS)
@@ -68,7 +67,7 @@ def test_hand_number(case):
 @pytest.mark.parametrize("size", [1 << 19, 150], ids=["one tile", "many tiles"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_reference(case: str, size: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiles, "TILE", size)
+    small_tiles(monkeypatch, size)
     slow, (base, tuned), queries = pair(CASES[case])
     expected, got = divergences(*slow), pair_statistics(base, tuned, ALL, queries=queries)
     for name in ALL:
@@ -78,7 +77,7 @@ def test_equals_the_reference(case: str, size: int, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("one", "other"), [("causal", "causal"), ("plain", "causal"), ("causal", "plain")])
 def test_one_pass_serves_the_statistics_of_one_map_and_of_two(one: str, other: str, monkeypatch: pytest.MonkeyPatch):
     """Whatever else of the tile is read or overwritten."""
-    monkeypatch.setattr(tiles, "TILE", 150)
+    small_tiles(monkeypatch, 150)
     _, (base, _), queries = pair(CASES[one])
     _, (_, tuned), _ = pair(CASES[other])
     singles = Wanted(("entropy", "max_weight"), queries=queries)
@@ -92,7 +91,7 @@ def test_one_pass_serves_the_statistics_of_one_map_and_of_two(one: str, other: s
 @pytest.mark.parametrize(("one", "other"), [("causal", "plain"), ("window", "causal"), ("mask", "plain")])
 def test_maps_that_see_different_keys(one: str, other: str, monkeypatch: pytest.MonkeyPatch):
     """What one map hides and the other sees has an infinite KL one way, and a finite JSD."""
-    monkeypatch.setattr(tiles, "TILE", 150)
+    small_tiles(monkeypatch, 150)
     slow, (narrow, wide), _ = pair(CASES[one])
     wide = wide._replace(scores=problem(CASES[other])[2])
     open_slow = replace(slow[1], causal=wide.scores.causal, window=wide.scores.window, mask=None)

@@ -43,7 +43,7 @@ def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last
     together = attend(q, k, None, scores, replace(wanted, statistics=(first, last)))[1]
     for name in (first, last):
         alone = attend(q, k, None, scores, replace(wanted, statistics=(name,)))[1]
-        torch.testing.assert_close(together[name], alone[name], atol=1e-14, rtol=0, equal_nan=True)
+        torch.testing.assert_close(together[name], alone[name], atol=1e-14, rtol=4e-16, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", ["mask", "causal sinks"])
@@ -187,7 +187,7 @@ def test_errors(call, message: str):
 @pytest.mark.parametrize(("heads", "kv", "tokens"), [(12, 12, 512), (32, 8, 8192), (16, 1, 131072)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_tile_is_larger_than_a_tile(heads: int, kv: int, tokens: int, causal: bool):
-    """Memory is O(T·tile): only a single row of all repeats may exceed TILE."""
+    """Memory is O(T·tile): only so few rows of one key head that it multiplies well may exceed a TILE a thread."""
     query, key = (
         torch.empty(1, heads, 1, 1).expand(1, heads, tokens, 1),
         torch.empty(1, kv, 1, 1).expand(1, kv, tokens, 1),
@@ -198,5 +198,6 @@ def test_no_tile_is_larger_than_a_tile(heads: int, kv: int, tokens: int, causal:
         (b.texts.stop - b.texts.start) * (b.heads.stop - b.heads.start) * (b.queries.stop - b.queries.start) * b.keys
         for b in boxes
     ]
-    assert max(sizes) <= max(tiles.TILE, heads // kv * tokens)
+    rows = max(tiles.FEWEST, heads // kv)
+    assert max(sizes) <= max(tiles.TILE * torch.get_num_threads(), rows * tokens)
     assert sum((b.heads.stop - b.heads.start) * (b.queries.stop - b.queries.start) for b in boxes) == heads * tokens
