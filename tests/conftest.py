@@ -96,6 +96,13 @@ def tuning(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
 
 
 @pytest.fixture
+def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, which take longest, where only what the page says is tested."""
+    for place in ("figures", "report"):
+        monkeypatch.setattr(f"attnlens.show.{place}.figure_set", lambda comparison: [])
+
+
+@pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures and tables, which take seconds, where only the way there is tested."""
 

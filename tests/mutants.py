@@ -12,11 +12,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SCORES, ROWS, TILES, TILED, PAIRS = "scores.py", "rows.py", "tiles.py", "tiled.py", "pairs.py"
+SCORES, ROWS, TILES, TILED, PAIRS, LEAN = "scores.py", "rows.py", "tiles.py", "tiled.py", "pairs.py", "lean.py"
 # The tests of these files; the rest of core/ has the rest.
 ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs", "matrix", "scores")]
 
 MUTANTS = [
+    (LEAN, "weights[..., list(chosen)]", "weights[..., : len(chosen)]"),
+    (LEAN, "self.sides[box.texts, :, -1:]", "self.sides[box.texts, :, :1]"),
+    (LEAN, ".div_(total).mul_(BIT)", ".div_(total)"),
+    (LEAN, "total.log() - self", "total.log() + self"),
+    (LEAN, "self.rows[\"squares\"] / total", "self.rows[\"squares\"]"),
+    (LEAN, ".add_(top, alpha=BIT)", ".add_(top)"),
+    (LEAN, "empty |= ~self.queries", "empty &= ~self.queries"),
+    (LEAN, "masked_fill_(empty[..., None], torch.nan)", "clone()"),
+    (LEAN, ".div_(total[..., None]), seen)", ", seen)"),
+    (TILES, "return self.count == 0", "return self.count < 0"),
+    (TILES, "logits.mul_(unit)", "pass"),
+    (TILES, "sink * unit], -1)", "sink], -1)"),
+    (TILES, "self.scores.merely_causal and self.offset >= 0", "self.scores.merely_causal"),
     (PAIRS, ".clamp(max=1.0)", ""),
     (SCORES, "return (seen.to(dtype) - 1) * -HIDDEN", "return (seen.to(dtype) - 1) * 50.0"),
     (SCORES, "logits[..., first:] += _frontier", "logits[..., first:] += 0 * _frontier"),
@@ -57,7 +70,7 @@ MUTANTS = [
     (SCORES, "device=device)[:, None] + offset", "device=device)[:, None]"),
     (SCORES, "min / 2\n            seen", "min\n            seen"),
     (ROWS, "return torch.special.entr(attention.weights).sum(-1)", "return -(attention.weights * (attention.weights + 1e-9).log()).sum(-1)"),
-    (ROWS, "count > 1, entropy(attention)", "count > 0, entropy(attention)"),
+    (ROWS, "count > 1, entropy / ", "count > 0, entropy / "),
     (ROWS, "return entropy(attention).exp()", "return 1 / attention.weights.square().sum(-1)"),
     (ROWS, "attention.weights.amax(-1)", "attention.weights[..., -1]"),
     (ROWS, "-attention.weights.square().sum(-1).log()", "1 / attention.weights.square().sum(-1)"),
@@ -65,7 +78,8 @@ MUTANTS = [
     (ROWS, "weights[..., 0] + weights[..., 1], null=2", "weights[..., 0], null=2"),
     (ROWS, "row[..., self.null] = 1", "row[..., 0] = 1"),
     (ROWS, "mean = torch.where(part, logs, -torch.inf).logsumexp(-2) - count.log()", "mean = torch.where(part, logs, -torch.inf).logsumexp(-2)"),
-    (SCORES, "box.queries.start + offset + 1)", "box.queries.start + offset + 2)"),
+    (SCORES, "first = max(0, before + 1)", "first = max(0, before + 2)"),
+    (SCORES, "device=device).tril(lead)", "device=device).tril(lead + 1)"),
     (SCORES, "self.causal and self.window is None and", "self.causal and"),
     (SCORES, "self.window is None and self.mask is None", "self.window is None"),
     (ROWS, "outside = content & ~inside", "outside = ~inside"),
@@ -82,13 +96,13 @@ MUTANTS = [
     (ROWS, "| (weights < 0).any(-1)", ""),
     (ROWS, "binary & (self.weights <= self.content[..., None]).all(1)", "binary"),
     (TILES, "keys = keys - mean", "pass"),
-    (TILES, "mul_(self.scores.scale).view(texts, heads, rows)", "view(texts, heads, rows)"),
+    (TILES, "mul_(self.scores.scale).view(shape)", "view(shape)"),
     (TILES, "if scores.softcap is None:", "if True:"),
     (TILES, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop))"),
     (TILES, "keys = max(1, min(keys, stop + self.offset))", "keys = max(1, min(keys, stop + self.offset - 1))"),
-    (TILES, "output.masked_fill_((tile.count == 0)[..., None], 0.0)", "output"),
-    (TILES, "self.top + self.shift - self.peak.log()", "self.top - self.peak.log()"),
-    (TILES, "[None, :, None, None] - shift[..., None]", "[None, :, None, None] + 0 * shift[..., None]"),
+    (TILES, "output.masked_fill_(seen.blind[..., None], 0.0)", "output"),
+    (TILES, "self.top + self.shift(self.box) - self.peak.log()", "self.top - self.peak.log()"),
+    (TILES, "[None, :, None, None] - self.shift(box)[..., None]", "[None, :, None, None]"),
     (TILES, "(rows + self.offset + 1).clamp(0,", "(rows + 1).clamp(0,"),
     (TILES, ".clamp(0, self.box.keys)", ".clamp(1, self.box.keys)"),
     (TILES, ".clamp(0, self.box.keys) + (self.scores.sinks is not None)", ".clamp(0, self.box.keys)"),
@@ -220,7 +234,7 @@ def survives(mutant: tuple[str, str, str]) -> str | None:
             return f"{name}: {old!r} is not there any more"
         path.write_text(source.replace(old, new, 1))
         environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        attention = name in (SCORES, ROWS, TILES, TILED, PAIRS)
+        attention = name in (SCORES, ROWS, TILES, TILED, PAIRS, LEAN)
         chosen = ATTENTION if attention else [f"tests/core/test_{Path(name).stem}.py"]
         command = [sys.executable, "-m", "pytest", *chosen, "-x", "-q", "-p", "no:cacheprovider"]
         result = subprocess.run(command, cwd=copy, env=environment, capture_output=True)

@@ -26,6 +26,7 @@ def few(path: Path, documents: int) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("unpictured")
 @pytest.mark.parametrize(("documents", "heldout"), [(3, 1), (10, 2), (15, 3)])
 def test_a_report_on_few_held_out_documents(
     attnlens: Run, tuning: Tuning, tmp_path: Path, documents: int, heldout: int

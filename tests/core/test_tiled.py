@@ -46,6 +46,16 @@ def test_statistics_do_not_depend_on_which_others_are_asked_for(first: str, last
         torch.testing.assert_close(together[name], alone[name], atol=1e-14, rtol=4e-16, equal_nan=True)
 
 
+@pytest.mark.parametrize("names", [("mass",), ("mass", "received")], ids=["lean", "tiled"])
+def test_chosen_columns_of_the_mass_are_in_their_order(names: tuple[str, ...]):
+    _, (q, k, _), scores, wanted = problem(CASES["causal sinks"])
+    every, chosen = (
+        attend(q, k, None, scores, replace(wanted, statistics=names, columns=columns))[1]["mass"]
+        for columns in ({}, {"mass": (2, 0)})
+    )
+    torch.testing.assert_close(chosen, every[..., [2, 0]], equal_nan=True)
+
+
 @pytest.mark.parametrize("case", ["mask", "causal sinks"])
 def test_chosen_columns_are_those_of_the_whole(case: str):
     _, (q, k, v), scores, wanted = problem(CASES[case])

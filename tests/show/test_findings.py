@@ -273,12 +273,16 @@ def decoder(comparison: Comparison) -> Comparison:
     )
 
 
-def test_a_causal_model_s_passage_is_called_position_corrected(comparison: Comparison, tmp_path: Path):
+def test_a_causal_model_s_passage_is_called_position_corrected(comparison: Comparison):
     plain, causal = drawings_of(comparison)["passage"], drawings_of(decoder(comparison))["passage"]
     assert "position-corrected" not in plain.title + plain.caption
     assert "of the position-corrected attention on words, then" in causal.title
     assert "position-corrected" in causal.caption and "share" in causal.caption
     assert "position-corrected" in [text.get_text() for text in causal.draw(6.75).texts][-1]
+
+
+@pytest.mark.usefixtures("unpictured")
+def test_a_causal_model_s_page_says_what_is_corrected_for_position(comparison: Comparison, tmp_path: Path):
     assert "corrected for position" in report(decoder(comparison), tmp_path).read_text()
 
 

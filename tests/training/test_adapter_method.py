@@ -107,8 +107,9 @@ def test_a_language_model_reloads_to_identical_logits(
             assert not torch.equal(tuned.model(ids).logits, plain)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_on_it(tiny: Callable[[str], Path], data_file: Path, tmp_path: Path):
-    """Alone, and beside its base and another: attention is measured, and the page says what the weights do not show."""
+    """Alone, and beside its base and another: attention is measured, and what the weights do not show is said."""
     base = tiny("bert")
     for name, variant in (("one", "pfeiffer"), ("other", "houlsby")):
         finetune(base, data_file, method="adapter", output=tmp_path / name, options=replace(OPTIONS, variant=variant))
