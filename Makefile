@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check notebooks figures bench
+.PHONY: demo test check notebooks figures bench bench-long
 
 demo: $(VENV)/.demo
 	$(BIN)/attnlens demo --output demo
@@ -28,6 +28,10 @@ figures: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# Half an hour on two cores.
+bench-long: $(VENV)/.dev
+	$(BIN)/python tests/bench/bench_record.py --longest 16384 --threads 2
 
 # torch is installed by its exact pin first: any looser request makes pip fetch gigabytes of CUDA packages.
 $(VENV)/.base: constraints.txt

@@ -1,8 +1,9 @@
 """What the statistics cost: `record` against the plain forward pass and against eager attention with its maps.
 
-GPT-2-small shape without LM head; entropy, three masses, largest weight, Σ p². Repetitions are interleaved and the
-minimum is kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory.
-Ratios, not seconds, travel between machines. About ten minutes on two cores.
+GPT-2-small shape without LM head; entropy, three masses, largest weight, λ, Σ p². `lean` leaves λ out, `compared` is
+half of what base and tuned take with received attention and JSD besides. Repetitions are interleaved and the minimum
+is kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory. Ratios, not
+seconds, travel between machines. About a quarter of an hour on two cores; `make bench-long` adds 16,384 tokens.
 Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048] [--repetitions 3]
 """
 
@@ -21,20 +22,27 @@ from transformers import GPT2Config, GPT2Model
 
 from attnlens.checkpoints.record import record
 
-SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1}  # tokens: texts
-REPETITIONS = {128: 4, 512: 4, 2048: 2, 8192: 1}
-NAMES = ("entropy", "mass", "max_weight", "renyi2")
-VARIANTS = ("plain", "tiled", "exact", "eager")
+SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1, 16384: 1}  # tokens: texts
+REPETITIONS = {128: 4, 512: 4, 2048: 2, 8192: 1, 16384: 1}
+LEAN = ("entropy", "mass", "max_weight", "renyi2")
+NAMES = (*LEAN, "log_odds")
+VARIANTS = ("plain", "lean", "tiled", "exact", "compared", "eager")
 EAGER_LONGEST = 2048
 LAYERS, HEADS = 12, 12
-# Time of tiled and of exact recording over that of the plain pass: at most.
-GOALS = {128: (1.10, 1.15), 512: (1.10, 1.20), 2048: (1.20, 1.35), 8192: (1.40, 1.65)}
+# Time of lean, tiled, exact and compared recording over that of the plain pass: at most.
+GOALS = {
+    128: (1.05, 1.10, 1.15, 1.9),
+    512: (1.05, 1.10, 1.20, 1.9),
+    2048: (1.15, 1.25, 1.35, 1.9),
+    8192: (1.30, 1.45, 1.65, 1.9),
+    16384: (1.50, 1.70, 1.80, 1.9),
+}
 
 
 def model_and_batch(tokens: int) -> tuple[GPT2Model, torch.Tensor, torch.Tensor]:
     """GPT-2 small, random weights; ids (B, T) and a partition of them into three groups."""
     torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(n_positions=8192, use_cache=False)).eval()
+    model = GPT2Model(GPT2Config(n_positions=max(tokens, 8192), use_cache=False)).eval()
     ids = torch.randint(0, 50257, (SHAPES[tokens], tokens))
     return model, ids, torch.randint(0, 3, ids.shape)
 
@@ -56,10 +64,16 @@ def variant(name: str, model: GPT2Model, ids: torch.Tensor, groups: torch.Tensor
         return lambda: eager(model, ids, groups)
 
     def recorded() -> None:
-        with record(model, NAMES, groups=groups, exact=name == "exact"):
+        with record(model, LEAN if name == "lean" else NAMES, groups=groups, exact=name == "exact"):
             model(ids)
 
-    return recorded
+    def compared() -> None:
+        with record(model, (*NAMES, "received"), groups=groups, keep=True) as tape:
+            model(ids)
+        with record(model, (*NAMES, "received", "jsd"), groups=groups, against=tape.only().logits):
+            model(ids)
+
+    return compared if name == "compared" else recorded
 
 
 def variants(tokens: int) -> list[str]:
@@ -72,7 +86,8 @@ def seconds(tokens: int, repetitions: int) -> dict[str, float]:
     setting = model_and_batch(tokens)
     runs = {name: variant(name, *setting) for name in variants(tokens)}
     with torch.inference_mode():
-        return fastest(runs, repetitions)
+        times = fastest(runs, repetitions)
+    return times | {"compared": times["compared"] / 2}  # two models
 
 
 def peak(name: str, tokens: int) -> float:
@@ -102,12 +117,12 @@ def peak_rss() -> float:
 def goals(tokens: int, times: dict[str, float], memory: dict[str, float]) -> list[tuple[str, bool]]:
     """What was aimed at for this length, with the measured number, and whether it was reached."""
     found = []
-    for name, most in zip(("tiled", "exact"), GOALS[tokens], strict=True):
+    for name, most in zip(("lean", "tiled", "exact", "compared"), GOALS[tokens], strict=True):
         ratio = times[name] / times["plain"]
         found.append((f"{name}/plain {ratio:.2f} ≤ {most:.2f}", ratio <= most))
     if tokens == EAGER_LONGEST:
-        speed, part = times["eager"] / times["tiled"], memory["tiled"] / memory["eager"]
-        found.append((f"eager/tiled {speed:.1f} ≥ 3", speed >= 3))
+        speed, part = times["eager"] / times["lean"], memory["tiled"] / memory["eager"]
+        found.append((f"eager/lean {speed:.1f} ≥ 3", speed >= 3))
         found.append((f"memory tiled/eager {part:.2f} ≤ 1/6", part <= 1 / 6))
     if tokens > EAGER_LONGEST:
         found.append((f"tiled {memory['tiled'] / 1024:.2f} GiB < 3", memory["tiled"] < 3 * 1024))
@@ -131,7 +146,7 @@ def main() -> None:
     """Print a table for each number of threads, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
-    parser.add_argument("--longest", type=int, default=max(SHAPES))
+    parser.add_argument("--longest", type=int, default=8192)
     parser.add_argument("--repetitions", type=int, help="instead of fewer the longer the text")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,0 +1,92 @@
+"""`report` in one process and in two, one thread each: seconds of the measuring and of all but the drawing, and tables.
+
+all-MiniLM-L6-v2 (extra `demo`) against itself with noise on its weights, on the embedded clauses. The first process
+alone tests and answers, so the whole gains less than the measuring; the longer the run, the nearer the two.
+Usage: python tests/bench/bench_processes.py [--limit 640] [--repetitions 1]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from attnlens.checkpoints.load import load
+from attnlens.checkpoints.packaged import encoder
+from attnlens.text.embedded import embedded
+
+WORKER = """
+import json, sys, time
+begun = time.perf_counter()
+from pathlib import Path
+from attnlens.analysis.parts import Parts
+from attnlens.show import run
+from attnlens.training.processes import first
+
+spent, collected = [], Parts.collected
+
+def timed(self, progress):
+    start = time.perf_counter()
+    parts = collected(self, progress)
+    spent.append(time.perf_counter() - start)
+    return parts
+
+Parts.collected = timed
+run.report = lambda comparison, directory: (Path(directory) / "report.html").write_text("")
+base, tuned, data, limit, output = sys.argv[1:]
+run.run_report([base, tuned], run.ReportOptions(data=data, limit=int(limit), output=output))
+if first():
+    print(json.dumps({"measuring": spent[0], "whole": time.perf_counter() - begun}))
+"""
+
+
+def seconds(processes: int, words: list[str]) -> dict[str, float]:
+    """Of one run."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(WORKER)
+        script.flush()
+        command = [sys.executable, *(launcher if processes > 1 else []), script.name, *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """A line for each number of processes, the ratios, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, default=640)
+    parser.add_argument("--repetitions", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = load(encoder())
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in base.model.parameters():
+                parameter.add_(0.1 * parameter.std(unbiased=False) * torch.randn_like(parameter))
+        base.model.save_pretrained(folder / "tuned")
+        base.tokenizer.save_pretrained(folder / "tuned")
+        best: dict[int, dict[str, float]] = {}
+        for repetition in range(arguments.repetitions):
+            for processes in (1, 2):
+                output = folder / f"{processes}-{repetition}"
+                words = [encoder(), folder / "tuned", embedded("contracts_train"), arguments.limit, output]
+                found = seconds(processes, [str(word) for word in words])
+                earlier = best.get(processes, found)
+                best[processes] = {part: min(found[part], earlier[part]) for part in found}
+                print(f"{processes} processes: " + ", ".join(f"{part} {time_:.1f} s" for part, time_ in found.items()))
+        tables = ("tests.csv", "weights.csv", "heads.csv")
+        same = all((folder / "1-0" / table).read_bytes() == (folder / "2-0" / table).read_bytes() for table in tables)
+    ratios = {part: best[1][part] / best[2][part] for part in best[1]}
+    print(f"two processes are faster by {ratios['measuring']:.2f} (measuring) and {ratios['whole']:.2f} (whole)")
+    print(f"tables: {'the same bytes' if same else 'NOT the same'}, load {os.getloadavg()[0]:.2f}")
+    print(json.dumps({"seconds": best, "ratios": ratios, "same": same, "limit": arguments.limit}))
+
+
+if __name__ == "__main__":
+    main()
