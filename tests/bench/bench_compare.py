@@ -4,7 +4,7 @@ all-MiniLM-L6-v2 and a copy with noise (time does not depend on the weights), 20
 4.0, Hendrycks et al. 2021; cut as figures/cuad.py does), salience by spans, keyness and TextRank. Repetitions are
 interleaved and the minimum is kept, on one thread. Ratios, not seconds, travel between machines.
 With --profile also what the statistics of one layer cost, each left out of the rest in turn.
-Usage: python tests/bench/bench_compare.py ../shared/data/cuad [--texts 200] [--repetitions 3] [--profile]
+Usage: python tests/bench/bench_compare.py [../shared/data/cuad] [--texts 200] [--repetitions 3] [--profile]
 """
 
 import argparse
@@ -33,6 +33,7 @@ from attnlens.core.tiled import Wanted, attend
 from attnlens.salience import Aids
 from attnlens.text.corpus import Corpus, read_corpus
 
+CUAD = Path(__file__).parents[3] / "shared" / "data" / "cuad"
 TOKENS, TYPES, TRAINING, BATCH = 256, 12, 2000, 16
 SALIENCE = ("spans", "keyness", "textrank")
 GOAL = 1.9
@@ -107,11 +108,14 @@ def profile(definitions: int) -> None:
 def main() -> None:
     """Print the ratios, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("source", type=Path, nargs="?", default=CUAD, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.source.is_dir():
+        print(f"no texts in {arguments.source}: name a folder with train.jsonl and test.jsonl")
+        return
     torch.set_num_threads(1)
     models = pair()
     corpus, background = windows(arguments.source, models[0].tokenizer)

@@ -3,7 +3,7 @@
 A pair of Llama-shaped checkpoints in bfloat16 (1.1 billion weights unless --layers says otherwise) with random weights,
 a random change and a few strong directions, is written to FOLDER and kept there for the next run. Each way runs as a
 command of its own, for its seconds and its peak memory, imports included. Ratios, not seconds, travel between machines.
-Usage: python tests/bench/bench_diff.py FOLDER [--layers 22] [--repetitions 3] [--exact] [--rival PYTHON]
+Usage: python tests/bench/bench_diff.py [FOLDER] [--layers 22] [--repetitions 3] [--exact] [--rival PYTHON]
 PYTHON: an interpreter in which `pip install modeldelta` was run; its own way takes minutes.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ print(json.dumps({"seconds": seconds, "mib": mib, "output": done.stdout}))
 def main() -> None:
     """Print a table, the ratios, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir()) / "attnlens-bench")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--exact", action="store_true", help="also decompose every matrix")
