@@ -196,7 +196,7 @@ class Session:
         else:
             norms = None if self.values is None else lengths(read, projection, query.shape[1])
             against = _base(self.against, len(call.sites)).to(query.device) if self.pairs else None
-            wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against)
+            wanted = Wanted(self.names, self.groups, queries, norms, self.columns, self.pairs, against, self.keep)
             taken = value.detach() if output else None
             attended, results = attend(logits.query, logits.key, taken, logits.scores, wanted)
         if self.keep:

@@ -21,7 +21,7 @@ LEAN = {*ENTROPIES, "max_weight", "renyi2", "lse", "mass"}
 
 def serves(wanted: Wanted) -> bool:
     """Whether this is all that is wanted."""
-    return wanted.against is None and LEAN.issuperset(wanted.statistics)
+    return wanted.against is None and not wanted.base and LEAN.issuperset(wanted.statistics)
 
 
 def attend(tiles: Tiles, wanted: Wanted) -> tuple[Tensor | None, dict[str, Tensor]]:

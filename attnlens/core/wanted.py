@@ -15,7 +15,8 @@ class Wanted:
 
     norms: (B, H, K) lengths of the transformed values, which `share_value` needs (core/flow.py).
     columns: of a statistic about groups, the columns that it is computed for, in this order; all where it is not named.
-    pairs, against: names of PAIRS, with the map `against` as base and this one as tuned.
+    pairs, against: names of PAIRS, with the map `against` as base and this one as tuned. base: others will be held
+    against this map, so that its output must be, to the last bit, that of a pass with `against`.
     """
 
     statistics: tuple[str, ...]
@@ -25,3 +26,4 @@ class Wanted:
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pairs: tuple[str, ...] = ()
     against: Logits | None = None
+    base: bool = False
