@@ -6,7 +6,7 @@ TransformerLens caches the patterns of all layers, nnsight saves the eager atten
 maps are reduced; inseq attributes one further token by attention, which is one row of each head, not all. Seconds are
 the best of some passes, memory what they added to the peak. Ratios, not seconds, travel between machines.
 Usage: python tests/bench/bench_peers.py [--rival NAME=PYTHON …] [--lengths 128 512 2048] [--threads 1]
-Writes figures/speed.csv with --write.
+--write keeps the rows in figures/speed.csv.
 """
 
 import argparse
