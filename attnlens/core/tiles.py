@@ -19,7 +19,7 @@ from attnlens.core.scores import Box, Scores
 TILE = 1 << 18
 # Queries of a tile. Under a causal mask a lower block wastes less above the diagonal, a higher one multiplies faster.
 ROWS, CAUSAL_ROWS, LONG = 128, 64, 1024
-# Fewer rows of several heads at a time than this multiply slowly, whatever the cache holds.
+# Fewer rows at a time than this multiply slowly, whatever the cache holds.
 FEWEST = 128
 BIT = math.log(2)  # in nats
 
@@ -189,7 +189,7 @@ class Tiles:
         product = torch.baddbmm(packed.new_zeros(()), packed, keys, beta=0, alpha=alpha, out=room)
         shape = (box.texts.stop - box.texts.start, -1, box.queries.stop - box.queries.start, box.keys)
         logits = self.scores.finish(product.view(shape), box)
-        if not linear:
+        if unit != 1 and not linear:
             logits.mul_(unit)
         self.scores.hide(logits, box, self.offset)
         if self.scores.sinks is not None:

@@ -60,7 +60,8 @@ def agreed(value: Value) -> Value:
     if not (dist.is_available() and dist.is_initialized()):
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _reached():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -68,16 +69,28 @@ def settled(fault: Exception | None) -> None:
     """Wait until every process has done its share; raise the fault of this one, else of the first that had one."""
     import torch.distributed as dist
 
-    told: list[tuple[str, bool] | None] = [None] * processes()
+    told: list[tuple[type[Exception], str] | None] = [None] * processes()
     if dist.is_available() and dist.is_initialized():
-        mine = None if fault is None else (str(fault) or type(fault).__name__, isinstance(fault, AttnlensError))
-        dist.all_gather_object(told, mine)
+        kind = next(kind for kind in (AttnlensError, OSError, Exception) if fault is None or isinstance(fault, kind))
+        with _reached():
+            dist.all_gather_object(told, None if fault is None else (kind, str(fault) or type(fault).__name__))
     if fault is not None:
         raise fault
     for number, answer in enumerate(told):
         if answer is not None:
-            kind = AttnlensError if answer[1] else RuntimeError
-            raise kind(f"process {number} of {processes()} stopped: {answer[0]}")
+            kind, text = answer
+            raise kind(f"process {number} of {processes()} stopped: {text}")
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """A process that is gone is no fault of the user's question, and no bug of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another process of this run is gone: start the command again, what was finished is kept"
+        ) from error
 
 
 def check_sharding() -> None:
