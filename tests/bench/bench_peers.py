@@ -1,4 +1,5 @@
-"""`record` against the tools of others: entropy, three masses, largest weight and Σ p² of every row of every head.
+"""`record` against the tools of others: entropy, three masses, largest weight and Σ p² of every row of every head,
+and λ besides, which the others do not give.
 
 GPT-2-small shape, random weights, one text. Each tool runs in a process of its own, with the interpreter in which it is
 installed (`python -m venv V; V/bin/pip install torch transformer-lens`), and does what its documentation says:
@@ -6,7 +7,7 @@ TransformerLens caches the patterns of all layers, nnsight saves the eager atten
 maps are reduced; inseq attributes one further token by attention, which is one row of each head, not all. Seconds are
 the best of some passes, memory what they added to the peak. Ratios, not seconds, travel between machines.
 Usage: python tests/bench/bench_peers.py [--rival NAME=PYTHON …] [--lengths 128 512 2048] [--threads 1]
---write keeps the rows in figures/speed.csv.
+--write keeps each row in figures/speed.csv as soon as it is measured; `python figures/speed.py` draws them.
 """
 
 import argparse
@@ -68,7 +69,7 @@ WAYS = {
 from attnlens.checkpoints.record import record
 model = GPT2Model(config).eval()
 def run():
-    with record(model, ("entropy", "mass", "max_weight", "renyi2"), groups=groups):
+    with record(model, ("entropy", "mass", "max_weight", "renyi2", "log_odds"), groups=groups):
         model(ids)
 told(run)
 """,
@@ -125,6 +126,14 @@ def measured(way: str, python: str, tokens: int, threads: int) -> dict[str, floa
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def keep(rows: list[dict[str, float | str]]) -> None:
+    """Write what has been measured so far."""
+    with (FIGURES / "speed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """A table, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,13 +156,10 @@ def main() -> None:
             plain = found["seconds"] if way == "plain" else plain
             told = {"tokens": tokens, "way": way, "threads": arguments.threads, "load": os.getloadavg()[0]}
             rows.append(told | found)
+            if arguments.write:
+                keep(rows)
             ratio = f"{found['seconds'] / plain:6.2f} × plain" if plain else ""
             print(f"{tokens:6d} {way:17s} {found['seconds']:8.2f} s {ratio} {found['extra_mib']:8.0f} MiB", flush=True)
-    if arguments.write:
-        with (FIGURES / "speed.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
     print(json.dumps({"rows": rows}))
 
 
