@@ -23,7 +23,7 @@ MUTANTS = [
     (LEAN, "self.total.log() - self.rows", "self.total.log() + self.rows"),
     (LEAN, 'self.rows["squares"] / self.total', 'self.rows["squares"]'),
     (LEAN, ".add_(top, alpha=BIT)", ".add_(top)"),
-    (LEAN, "empty |= ~self.queries", "empty &= ~self.queries"),
+    (LEAN, "empty | ~self.queries", "empty & ~self.queries"),
     (LEAN, "masked_fill_(empty if value.ndim == 3 else empty[..., None], torch.nan)", "clone()"),
     (LEAN, ".div_(total[..., None]), seen)", ", seen)"),
     (LEAN, "content[..., None] - weights[..., odds]", "1 - weights[..., odds]"),

@@ -69,9 +69,9 @@ class _Sides:
         self.indicators = groups.indicators().to(every.device)[:, odds]
 
     @property
-    def odds(self) -> list[int]:
-        """Both sides of λ."""
-        return self.inside + self.outside
+    def counted(self) -> list[int]:
+        """Columns of which must be known how many keys a row sees: both sides of λ, and all."""
+        return [*self.inside, *self.outside, self.columns.shape[1] - 1]
 
     def of(self, seen: Seen) -> Tensor:
         """Columns of the keys of a tile (b, S, k)."""
@@ -88,11 +88,11 @@ class _Sums:
         self.names, self.tiles = tuple(wanted.statistics), tiles
         self.queries, self.sides = wanted.queries, _Sides(tiles, wanted)
         shape = tiles.query.shape[:3]
-        self.rows = {name: tiles.keys.new_empty(shape) for name in ("level", "count", "centred", "squares")}
+        self.rows = {name: tiles.keys.new_empty(shape) for name in ("level", "centred", "squares")}
         self.sums = tiles.keys.new_empty(*shape, self.sides.columns.shape[1])
-        plain = _counts(tiles, self.sides)
-        self.counted = plain is not None
-        self.counts = tiles.keys.new_empty(*shape, len(self.sides.odds)) if plain is None else plain
+        counts = _counts(tiles, self.sides)
+        self.plain = counts is not None
+        self.counts = tiles.keys.new_empty(*shape, len(self.sides.counted)) if counts is None else counts
 
     def keep(self, seen: Seen, powers: Tensor, top: Tensor) -> Tensor:
         """Sum a tile; the sum of its powers (b, h, q) is returned. Overwrites its logits."""
@@ -100,7 +100,7 @@ class _Sums:
         sums = self.sides.of(seen) @ powers.flatten(1, 2).mT
         sums = sums.unflatten(2, powers.shape[1:3]).movedim(1, -1)
         self.sums[place] = sums
-        found = {"count": seen.count}
+        found = {}
         if "lse" in self.names:
             found["level"] = self.tiles.shift(box).add_(top, alpha=BIT)
         if "renyi2" in self.names:
@@ -109,10 +109,9 @@ class _Sums:
             found["centred"] = seen.logits.mul_(powers).sum(-1)
         for name, value in found.items():
             self.rows[name][place] = value
-        if self.sides.odds and not self.counted:
+        if not self.plain:
             assert seen.shown is not None
-            columns = self.sides.columns[box.texts, :, : box.keys][:, self.sides.odds]
-            self.counts[place] = seen.shown[..., : box.keys] @ columns.mT[:, None]
+            self.counts[place] = seen.shown @ self.sides.of(seen)[:, None, self.sides.counted].mT
         return sums[..., -1]
 
     @cached_property
@@ -128,8 +127,8 @@ class _Sums:
     @cached_property
     def odds(self) -> Tensor:
         """λ (B, H, Q, G): log of the mean power of one side over that of the other; of weak ones from their logits."""
-        sides, counts = self.sides, self.counts
-        sums = self.sums[..., sides.odds]
+        sides, counts = self.sides, self.counts[..., :-1]
+        sums = self.sums[..., sides.counted[:-1]]
         known = sides.indicators.repeat(1, 2)[:, None, None]
         weak, logs = (sums < WEAK) & (counts > 0) & known, sums.log()
         for box in self.tiles.boxes() if bool(weak.any()) else ():
@@ -141,9 +140,9 @@ class _Sums:
 
     def finish(self) -> dict[str, Tensor]:
         """The statistics by name, NaN on rows without data."""
-        empty = self.rows["count"] == 0
+        empty = self.counts[..., -1] == 0
         if self.queries is not None:
-            empty |= ~self.queries.to(empty.device)[:, None]
+            empty = empty | ~self.queries.to(empty.device)[:, None]
         found = {}
         for name in self.names:
             value = self._value(name)
@@ -163,23 +162,25 @@ class _Sums:
         if name == "lse":
             return self.rows["level"] + self.total.log()
         if name == "entropy_normalized":
-            return normalized(self.entropy, self.rows["count"])
+            return normalized(self.entropy, self.counts[..., -1])
         return self.entropy.exp() if name == "effective_keys" else self.entropy.clone()
 
 
 def _counts(tiles: Tiles, sides: _Sides) -> Tensor | None:
-    """Keys of each side of λ that a row sees (B, 1, Q|1, 2G), where that is plain without looking key by key."""
-    columns, scores = sides.columns[:, sides.odds, : tiles.keys.shape[1]], tiles.scores
+    """How many keys of each counted column a row sees (B, 1, Q|1, 2G + 1), where they need not be looked at."""
+    scores, keys = tiles.scores, tiles.keys.shape[1]
+    columns = sides.columns[:, sides.counted]
+    null = columns[..., keys:].sum(-1)[:, None]
     if scores.merely_causal:
         last = torch.arange(tiles.query.shape[2], device=columns.device) + tiles.offset
-        return (columns.cumsum(-1)[..., last.clamp(min=0)] * (last >= 0)).mT[:, None]
+        return ((columns.cumsum(-1)[..., last.clamp(min=0)] * (last >= 0)).mT + null)[:, None]
     hidden = scores.causal or scores.window is not None or scores.mask is not None
     return None if hidden else columns.sum(-1)[:, None, None]
 
 
 def _log_sums(seen: Seen, sides: _Sides) -> Tensor:
     """log Σ e over each side of λ (b, h, q, 2G), in nats, in log space: a pass over the tile for each column."""
-    hidden = sides.of(seen)[:, sides.odds] == 0
+    hidden = sides.of(seen)[:, sides.counted[:-1]] == 0
     logits = seen.logits * BIT
     sums = [logits.masked_fill(side[:, None, None], HIDDEN).logsumexp(-1) for side in hidden.unbind(1)]
     return torch.stack(sums, -1)
