@@ -51,7 +51,7 @@ def output_value(output: Tensor, value: Tensor, bias: Tensor | None, heads: int,
 def product_change(base: Factors, tuned: Factors) -> ProductChange:
     """‖L′ᵀR′ − LᵀR‖_F and ‖LᵀR‖_F of every head in O((M+N) r²), no M×N matrix formed.
 
-    The difference is [L′−L; L]ᵀ [R′; R′−R], so that small changes are not the difference of two large norms. To 1e-8 of
+    The difference is (L′−L)ᵀR′ + Lᵀ(R′−R), so that small changes are not the difference of two large norms. To 1e-8 of
     the change, and where its two halves cancel below that, to 1e-15 of the base.
     Hand example, r = 1: L = [1, 0], R = [2, 0] → L′ = [1, 0], R′ = [2, 1]: change 1, base 2.
     """
@@ -61,20 +61,34 @@ def product_change(base: Factors, tuned: Factors) -> ProductChange:
             f"{[tuple(part.shape) for part in tuned]}"
         )
     old, new = (Factors(*(part.detach().cpu().double() for part in factors)) for factors in (base, tuned))
-    left = torch.cat([new.left - old.left, old.left], 1)
-    right = torch.cat([new.right, new.right - old.right], 1)
-    return ProductChange(_product_norm(left, right), _product_norm(*old))
+    moved = Factors(new.left - old.left, new.right - old.right)
+    lefts, rights, rank = _grams(moved.left, old.left), _grams(new.right, moved.right), old.left.shape[1]
+    change = _product_norm(lefts, rights, (moved.left, old.left), (new.right, moved.right))
+    return ProductChange(
+        change, _product_norm(lefts[:, rank:, rank:], old.right @ old.right.mT, (old.left,), (old.right,))
+    )
 
 
-def _product_norm(left: Tensor, right: Tensor) -> Tensor:
-    """‖LᵀR‖_F = √Σ (LLᵀ)∘(RRᵀ) of each head; from QR factors, which take longer, where that sum has lost its digits."""
+def _grams(first: Tensor, second: Tensor) -> Tensor:
+    """The products of the rows of both factors of each head with each other, (H, 2r, 2r)."""
+    across = first @ second.mT
+    upper, lower = (first @ first.mT, across), (across.mT, second @ second.mT)
+    return torch.cat([torch.cat(upper, 2), torch.cat(lower, 2)], 1)
+
+
+def _product_norm(left: Tensor, right: Tensor, lefts: tuple[Tensor, ...], rights: tuple[Tensor, ...]) -> Tensor:
+    """‖LᵀR‖_F = √Σ (LLᵀ)∘(RRᵀ) of each head, from the products LLᵀ (H, s, s) and RRᵀ (H_kv, s, s).
+
+    lefts, rights: what L and R consist of; where that sum has lost its digits, QR factors of them, which take longer.
+    """
     repeats = len(left) // len(right)
-    grams = [left @ left.mT, (right @ right.mT).repeat_interleave(repeats, 0)]
-    squares = (grams[0] * grams[1]).sum((1, 2))
-    lost = squares <= CANCELLED * torch.linalg.matrix_norm(grams[0]) * torch.linalg.matrix_norm(grams[1])
+    right = right.repeat_interleave(repeats, 0)
+    squares = (left * right).sum((1, 2))
+    lost = squares <= CANCELLED * torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(right)
     norms = squares.clamp(min=0).sqrt()
     if bool(lost.any()):
-        norms[lost] = _factored_norm(left[lost], right.repeat_interleave(repeats, 0)[lost])
+        factors = torch.cat(lefts, 1), torch.cat(rights, 1).repeat_interleave(repeats, 0)
+        norms[lost] = _factored_norm(*(factor[lost] for factor in factors))
     return norms
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attnlens.core.errors import ShapeError
 
@@ -119,34 +118,44 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 def _bidiagonals(tall: Tensor, steps: int) -> Tensor:
     """The upper bidiagonal matrices (PROBES, k, k) float64 of k steps from PROBES random vectors on the shorter side.
 
-    Every vector is made orthogonal to all before it: without that rounding would find values twice, or invent some.
+    Every vector of that side is made orthogonal to all before it: without that rounding would find values twice, or
+    invent some; the other side follows (Simon & Zha 2000), and of it the last vectors alone are held.
     """
-    wide, device = tall.T.contiguous(), tall.device
-    lefts, rights = (torch.zeros(PROBES, steps, size, device=device) for size in tall.shape)
-    start = torch.randn(PROBES, tall.shape[1], generator=torch.Generator().manual_seed(SEED)).to(device)
+    rows, side = tall.shape
+    start = torch.randn(PROBES, side, generator=torch.Generator().manual_seed(SEED)).to(tall.device)
+    rights = torch.zeros(PROBES, steps, side, device=tall.device)
     rights[:, 0] = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
+    left, back = torch.zeros(PROBES, rows, device=tall.device), torch.zeros(PROBES, 1, device=tall.device)
     blocks = torch.zeros(PROBES, steps, steps, dtype=torch.float64)
     for step in range(steps):
-        moved = linear(rights[:, step].to(tall.dtype), tall)
-        lefts[:, step], blocks[:, step, step] = _new(moved.float(), lefts[:, :step])
+        moved = _times(tall, rights[:, step])
+        left, blocks[:, step, step] = _scaled(moved - back * left, moved)
         if step + 1 < steps:
-            moved = linear(lefts[:, step].to(tall.dtype), wide)
-            rights[:, step + 1], blocks[:, step, step + 1] = _new(moved.float(), rights[:, : step + 1])
+            moved = _times(tall.T, left)
+            rest = moved
+            for _ in range(2):  # once leaves of a long vector what is long beside a short rest
+                shares = rights[:, : step + 1] @ rest[:, :, None]
+                rest = rest - (shares.mT @ rights[:, : step + 1])[:, 0]
+            rights[:, step + 1], blocks[:, step, step + 1] = _scaled(rest, moved)
+            back = blocks[:, step, step + 1, None].to(left)
     return blocks
 
 
-def _new(vectors: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """What of vectors (PROBES, n) is orthogonal to those before them (PROBES, j, n), of length 1, and how long it was.
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """The matrix (M, N) times each of some vectors (PROBES, N): (PROBES, M) float32. As it lies in memory: no copy."""
+    vectors = vectors.to(matrix.dtype)
+    product = (matrix @ vectors.T.contiguous()).T if matrix.is_contiguous() else vectors @ matrix.T
+    return product.float()
+
+
+def _scaled(rest: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of some vectors (PROBES, n), made of length 1, and how long it was.
 
     Where nothing but rounding is left the space is exhausted: vectors of zeros, of length 0.
     """
-    whole = torch.linalg.vector_norm(vectors, dim=1)
-    for _ in range(2):  # once leaves of a long vector what is long beside a short rest
-        shares = before @ vectors[:, :, None]
-        vectors = vectors - (shares.mT @ before)[:, 0]
-    lengths = torch.linalg.vector_norm(vectors, dim=1)
-    lengths = torch.where(lengths > 1e-6 * whole, lengths, 0.0)
-    return vectors / torch.where(lengths > 0, lengths, torch.inf)[:, None], lengths.cpu()
+    lengths = torch.linalg.vector_norm(rest, dim=1)
+    lengths = torch.where(lengths > 1e-6 * torch.linalg.vector_norm(whole, dim=1), lengths, 0.0)
+    return rest / torch.where(lengths > 0, lengths, torch.inf)[:, None], lengths.cpu()
 
 
 def _rules(blocks: Tensor) -> tuple[Tensor, Tensor]:

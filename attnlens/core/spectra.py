@@ -57,8 +57,9 @@ def change_spectrum(base: Tensor, tuned: Tensor) -> Spectrum:
         raise ShapeError(f"needed two matrices of one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}")
     factor = None
     for old, new in zip(_tall_chunks(base), _tall_chunks(tuned), strict=True):
-        part = new - old
-        factor = part if factor is None else torch.linalg.qr(torch.cat([factor, part]), mode="r").R
+        part = new - old if factor is None else torch.cat([factor, new - old])
+        # The decomposition of a tall part takes longer than that of its triangle.
+        factor = torch.linalg.qr(part, mode="r").R if part.shape[0] > part.shape[1] else part
     return Spectrum(torch.zeros(0, dtype=torch.float64) if factor is None else torch.linalg.svdvals(factor))
 
 

@@ -32,21 +32,44 @@ CONFIG = {
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": False,
 }
+FORGET = """
+import os
+for path in sys.argv[1:]:
+    file = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+"""
 READ = """
-import sys
-room = bytearray(2**24)
+import sys, time
+room, start = bytearray(2**24), time.perf_counter()
 for path in sys.argv[1:]:
     with open(path, "rb", buffering=0) as file:
         while file.readinto(room):
             pass
+print(time.perf_counter() - start)
 """
-DIFF = """
+OPENED = """
 import sys, time
 from attnlens.analysis.difference import difference
+from attnlens.analysis.opening import opened
+from attnlens.analysis.weights import changes_of
 start = time.perf_counter()
+"""
+NORMS = (
+    OPENED
+    + """
+with opened(sys.argv[1], sys.argv[2]) as both:
+    changes_of(both, spectra="none")
+print(time.perf_counter() - start)
+"""
+)
+DIFF = (
+    OPENED
+    + """
 difference(sys.argv[1], sys.argv[2], spectra=sys.argv[3])
 print(time.perf_counter() - start)
 """
+)
 
 
 def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -128,7 +151,8 @@ def main() -> None:
         write(pair, arguments.layers)
     files = [str(path) for side in sides for path in sorted(Path(side).glob("*.safetensors"))]
     gigabytes = sum(Path(path).stat().st_size for path in files) / 1e9
-    ways = {"read": [sys.executable, "-c", READ, *files]}
+    reads, norms = [sys.executable, "-c", READ, *files], [sys.executable, "-c", NORMS, *sides]
+    ways = {"cold read": reads, "cold norms": norms, "read": reads, "norms": norms}
     ways |= {how: [sys.executable, "-c", DIFF, *sides, how] for how in ("none", "estimated")}
     print(f"{gigabytes:.1f} GB in both, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f} on", end=" ")
     print(f"{os.cpu_count()} cores, torch {torch.__version__}")
@@ -136,6 +160,8 @@ def main() -> None:
     inner: dict[str, float] = {}
     for _ in range(arguments.repetitions):
         for name, command in ways.items():
+            if name.startswith("cold"):
+                subprocess.run([sys.executable, "-c", "import sys\n" + FORGET, *files], check=True)
             seconds, mib, output = run(command)
             found[name] = min((seconds, mib), found.get(name, (seconds, mib)))
             if output.strip():
@@ -151,8 +177,9 @@ def main() -> None:
     print(f"{'':12s} {'seconds':>9s} {'peak MiB':>9s}")
     for name, (seconds, mib) in found.items():
         print(f"{name:12s} {seconds:9.2f} {mib:9.0f}")
-    rates = gigabytes / inner["none"], gigabytes / found["read"][0]
-    print(f"norms, without imports: {rates[0]:.2f} GB/s; reading: {rates[1]:.2f} GB/s")
+    rates = {name: gigabytes / inner[name] for name in ("cold read", "cold norms", "read", "norms")}
+    print("GB/s without imports: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
+    print(f"norms / read, cold: {rates['cold norms'] / rates['cold read']:.2f}")
     for name in slow:
         times, memory = (mine / theirs for mine, theirs in zip(found[name], found["estimated"], strict=True))
         print(f"{name} / estimated: {times:.1f} × the time, {memory:.1f} × the memory")
