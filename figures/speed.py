@@ -1,20 +1,23 @@
-"""Draws speed.csv, which `tests/bench/bench_peers.py --write` leaves: what the statistics cost with each tool.
+"""Draws what the benches left: speed.csv (bench_peers.py), record.csv (bench_record.py) and diff.csv (bench_diff.py).
 
-Left: time over that of the model's plain pass. Right: memory beyond the model's own. Against the length of the text.
+speed: what the statistics cost with each tool, against the length of the text; left time over that of the model's plain
+pass, right memory beyond the model's own. record: the same of our own ways. diff: seconds and memory of each way.
 Usage: python figures/speed.py
 """
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from attnlens.show.drawing import WIDE, style
 
-TABLE = Path(__file__).parent / "speed.csv"
-NAMES = {
+FOLDER = Path(__file__).parent
+TOOLS = {
     "plain": "plain pass",
     "attnlens": "attnlens",
     "eager": "eager + output_attentions",
@@ -22,16 +25,33 @@ NAMES = {
     "transformer-lens": "TransformerLens",
     "inseq": "inseq (one row only)",
 }
+WAYS = {
+    "plain": "plain pass",
+    "lean": "entropy, masses, λ, max, Σp²",
+    "tiled": "… and share of content",
+    "exact": "beside the model's own attention",
+    "compared": "base + tuned: … received, JSD (per model)",
+    "eager": "eager + output_attentions",
+}
+STEPS = {
+    "cold read": "reading only, from disk",
+    "cold norms": "norms, from disk",
+    "read": "reading only, from memory",
+    "norms": "norms, from memory",
+    "none": "norms and heads",
+    "estimated": "norms, heads, spectra",
+    "modeldelta": "modeldelta",
+}
 COLOURS = ("0.55", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
 MARKS = ("", "o", "s", "^", "D", "v")
 
 
-def drawn(table: pd.DataFrame) -> Figure:
-    """Both panels; time in units of the plain pass of the same length."""
+def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Time in units of the plain pass of the same length, and memory, both on logarithmic axes."""
     plain = table[table["way"] == "plain"].set_index("tokens")["seconds"]
     figure = Figure(figsize=(WIDE, 2.6), layout="constrained")
     time, memory = figure.subplots(1, 2)
-    for (way, name), colour, mark in zip(NAMES.items(), COLOURS, MARKS, strict=True):
+    for (way, name), colour, mark in zip(names.items(), COLOURS, MARKS, strict=True):
         rows = table[table["way"] == way].sort_values("tokens")
         line = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1.4, "label": name}
         time.plot(rows["tokens"], rows["seconds"].to_numpy() / plain.loc[rows["tokens"]].to_numpy(), **line)
@@ -39,26 +59,54 @@ def drawn(table: pd.DataFrame) -> Figure:
     time.set_ylabel("time ÷ plain pass")
     memory.set_ylabel("memory beside the model (MiB)")
     for ax in (time, memory):
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
+        ax.set(xscale="log", yscale="log", xlabel="tokens of the text")
         ax.set_xticks(sorted(table["tokens"].unique()))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel("tokens of the text")
-        ax.spines[["top", "right"]].set_visible(False)
-    time.set_yticks([1, 2, 5, 10])
+        tidy(ax)
+    most = time.get_ylim()[1]
+    time.set_yticks([tick for tick in (1, 1.25, 1.5, 2, 3, 5, 10) if tick <= most])
     figure.legend(*time.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 
+def by_way(table: pd.DataFrame) -> Figure:
+    """Bars of seconds and of peak memory, a row for each way."""
+    table = table.set_index("way")
+    ways = [way for way in STEPS if way in table.index]
+    figure = Figure(figsize=(WIDE, 2.2), layout="constrained")
+    for ax, column, label in zip(
+        figure.subplots(1, 2, sharey=True), ("seconds", "peak_mib"), ("seconds", "peak memory (MiB)"), strict=True
+    ):
+        values = table.loc[ways, column]
+        bars = ax.barh(
+            [STEPS[way] for way in ways], values, color=["0.7" if "read" in way else COLOURS[1] for way in ways]
+        )
+        ax.bar_label(bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=2)
+        ax.set(xscale="log", xlabel=label)
+        ax.set_xlim(right=values.max() * 3)
+        tidy(ax)
+    figure.axes[0].invert_yaxis()  # the other panel shares it
+    return figure
+
+
+def tidy(ax: Axes) -> None:
+    """Plain numbers on logarithmic axes."""
+    for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
+        if scale == "log":
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(NullFormatter())
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def main() -> None:
-    """Write speed.pdf and speed.png beside the numbers."""
-    with matplotlib.rc_context(style()):
-        figure = drawn(pd.read_csv(TABLE))
-        figure.savefig(TABLE.with_suffix(".pdf"), metadata={"CreationDate": None})
-        figure.savefig(TABLE.with_suffix(".png"))
+    """Write each figure as PDF and PNG beside its numbers; tables that are not there are left out."""
+    drawn = {"speed": partial(by_length, names=TOOLS), "record": partial(by_length, names=WAYS), "diff": by_way}
+    for name, draw in drawn.items():
+        path = FOLDER / f"{name}.csv"
+        if path.is_file():
+            with matplotlib.rc_context(style()):
+                figure = draw(pd.read_csv(path))
+                figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+                figure.savefig(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

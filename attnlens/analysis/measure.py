@@ -1,5 +1,6 @@
 """Run the models over the prepared texts under `record`, in parts of whole batches, and join what was found."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
 from attnlens.checkpoints.virtual import GROUP
 from attnlens.core.agreement import agreement
-from attnlens.core.errors import CheckpointError
+from attnlens.core.errors import AttnlensError, CheckpointError
 from attnlens.core.pairs import PAIRS, Logits
 
 ROWS = ("entropy", "entropy_normalized", "effective_keys", "entropy_content")
@@ -146,21 +147,45 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
     """Statistics of all models on a few whole batches."""
-    collected: list[Arrays] = []
-    virtual = any(subject.checkpoint.virtual for subject in subjects)
-    for indices in group:
-        of_models, kept = [], Kept()
-        for subject in subjects:
-            batch = assemble(prepared, indices, subject.checkpoint)
-            values, left = _recorded(subject, batch, prepared, kept)
-            arrays = _reduced(values, batch, prepared)
-            if virtual:
-                arrays["virtual_mass"] = _virtual_mass(subject.checkpoint, batch, arrays["entropy"])
-            of_models.append(arrays)
-            kept = left if subject.reference else kept
-        collected.append({name: np.stack([arrays[name] for arrays in of_models]) for name in of_models[0]})
+    collected = [arrays for indices in group for arrays in _fitting(subjects, prepared, indices)]
     part = {name: np.concatenate([arrays[name] for arrays in collected], 1) for name in collected[0]}
     return {**part, "example": np.concatenate(group)}
+
+
+def _fitting(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> list[Arrays]:
+    """Statistics of all models on one batch, or on its halves where memory does not hold it."""
+    try:
+        return [_of_batch(subjects, prepared, indices)]
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        longest = max(len(prepared.encodings[index].ids) for index in indices)
+        if len(indices) == 1:
+            raise AttnlensError(
+                f"memory does not hold one text of {longest} tokens: shorten texts with --max-length, or choose "
+                "another --device"
+            ) from error
+    # Outside of `except`, which keeps what the failed attempt had allocated.
+    half = len(indices) // 2
+    logging.getLogger("attnlens").warning(
+        f"memory does not hold {len(indices)} texts of {longest} tokens at once: going on with {half}"
+    )
+    return [*_fitting(subjects, prepared, indices[:half]), *_fitting(subjects, prepared, indices[half:])]
+
+
+def _of_batch(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> Arrays:
+    """Statistics of all models on one batch, (M, B, …)."""
+    of_models, kept = [], Kept()
+    virtual = any(subject.checkpoint.virtual for subject in subjects)
+    for subject in subjects:
+        batch = assemble(prepared, indices, subject.checkpoint)
+        values, left = _recorded(subject, batch, prepared, kept)
+        arrays = _reduced(values, batch, prepared)
+        if virtual:
+            arrays["virtual_mass"] = _virtual_mass(subject.checkpoint, batch, arrays["entropy"])
+        of_models.append(arrays)
+        kept = left if subject.reference else kept
+    return {name: np.stack([arrays[name] for arrays in of_models]) for name in of_models[0]}
 
 
 def _recorded(subject: Subject, batch: Batch, prepared: Prepared, base: Kept) -> tuple[Arrays, Kept]:

@@ -1,8 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one run writes at a time."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from attnlens.core.errors import OutputExists
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -20,6 +29,23 @@ def write(path: Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold the file `lock` against every other process; OutputExists(refusal) where one holds it already.
+
+    The system lets go of it at a kill. On file systems without locks nothing is held.
+    """
+    with lock.open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExists(refusal) from None
+        except OSError:
+            pass
+        yield
 
 
 def _mask() -> int:

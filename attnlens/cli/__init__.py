@@ -2,7 +2,8 @@
 
 import io
 import sys
-from typing import NoReturn
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,20 +21,32 @@ for command in (demo.demo, finetune.finetune, report.report, diff.diff, study.st
     app.command()(command)
 
 
+@app.callback()
+def everywhere(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Before an error's line, show where it came from.")] = False,
+) -> None:
+    """Options of all commands; they stand before the command."""
+    context.obj["debug"] = debug
+
+
 def main() -> NoReturn:
     """Entry point of the console script: a user's fault is one line on stderr and exit 1, never a traceback.
 
-    Typer exits with 2 where the usage is at fault, and with 130 on an interrupt.
+    But with --debug. Typer exits with 2 where the usage is at fault, and with 130 on an interrupt.
     """
+    chosen = {"debug": False}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without − or … must not cost the answer
     try:
-        app(prog_name="attnlens")
+        app(prog_name="attnlens", obj=chosen)
     except (AttnlensError, OSError) as error:
         from attnlens.cli.terminal import one_line
         from attnlens.training.processes import speaks
 
+        if chosen["debug"]:
+            traceback.print_exc()
         if speaks():
             sys.stderr.write(f"attnlens: {one_line(error)}\n")
         sys.exit(1)

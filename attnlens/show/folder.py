@@ -9,13 +9,14 @@ from typing import Any
 
 from attnlens import __version__
 from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
-from attnlens.checkpoints.files import write
+from attnlens.checkpoints.files import alone, write
 from attnlens.core.errors import AttnlensError, OutputExists
 
 RUN = "run.json"
 PARTS = "parts"
 PAGE = "report.html"
 BIBLIOGRAPHY = "references.bib"
+LOCK = ".lock"  # held by the run that writes the report
 # What a report consists of: nothing else in its folder is ever moved or removed.
 TABLE_FILES = tuple(f"{table}.csv" for table in TABLES)
 CONTENTS = (PAGE, "summary.json", "figures", "tables", BIBLIOGRAPHY, STORE, RECORD, MAPS, *TABLE_FILES, PARTS, RUN)
@@ -38,7 +39,8 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
         for junk in (PARTS, REPLACED) if complete else ():  # a kill in the last moment leaves them
             _remove(directory / junk)
         return complete
-    if not state and any(path.name != REPLACED and not path.match(f".{RUN}.*") for path in directory.iterdir()):
+    ours = (REPLACED, LOCK)
+    if not state and any(path.name not in ours and not path.match(f".{RUN}.*") for path in directory.iterdir()):
         raise OutputExists(f"{directory} holds other files: choose another -o DIR")
     if state and not force:
         raise OutputExists(f"{directory} holds another run's report: choose another -o DIR, or replace it with --force")
@@ -58,11 +60,26 @@ def _state(directory: Path) -> dict[str, Any]:
 def claimed(directory: Path, key: str) -> Iterator[None]:
     """The folder marked as this run's while it works; a user's fault leaves all as it was, a kill leaves the parts.
 
-    An interrupt that leaves parts says so.
+    An interrupt that leaves parts says so. OutputExists where another run is writing there.
     """
-    resuming = _state(directory).get("key") == key
     created = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
+    with alone(directory / LOCK, f"another run is writing {directory}: wait for it, or choose another -o DIR"):
+        try:
+            with _marked(directory, key):
+                yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                (directory / LOCK).unlink(missing_ok=True)
+            for path in created:  # empty where a fault left nothing
+                with suppress(OSError):
+                    path.rmdir()
+
+
+@contextmanager
+def _marked(directory: Path, key: str) -> Iterator[None]:
+    """`claimed`, of a folder that is held."""
+    resuming = _state(directory).get("key") == key
     for half in (path for pattern in HALVES for path in directory.glob(pattern)):
         _remove(half)
     if not resuming:
@@ -76,9 +93,6 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
             for name in CONTENTS:
                 _remove(directory / name)
             _move_contents(directory / REPLACED, directory)
-            for path in created:
-                with suppress(OSError):
-                    path.rmdir()
         if isinstance(error, KeyboardInterrupt) and parts:
             raise KeyboardInterrupt(
                 f"what was measured is kept in {directory}; the same command goes on from there"

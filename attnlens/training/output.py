@@ -13,17 +13,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import set_seed
 
+from attnlens.checkpoints.files import alone
 from attnlens.checkpoints.identity import home_free, read_record
 from attnlens.checkpoints.source import ADAPTER_CONFIG
 from attnlens.core.errors import Diverged, OutputExists, TrainingError
 from attnlens.training.intermediate import Kept, last_kept
 from attnlens.training.options import TrainOptions
 from attnlens.training.processes import first
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
 
 RUN, ORDER = "run", "order.json"  # in the hidden folder: intermediate checkpoints, and whose they are
 
@@ -100,7 +96,8 @@ def published(destination: Path, order: dict[str, Any], options: TrainOptions) -
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
-        with _alone(folder, destination):
+        refusal = f"another run is writing {home_free(destination)}: wait for it, or choose another output."
+        with alone(folder / "lock", refusal):
             try:
                 _claim(folder, destination, order, options)
                 yield folder
@@ -131,22 +128,6 @@ def published(destination: Path, order: dict[str, Any], options: TrainOptions) -
 
 def _going_on(kept: Kept) -> str:
     return f"the checkpoint of step {kept.step} is kept"
-
-
-@contextmanager
-def _alone(folder: Path, destination: Path) -> Iterator[None]:
-    """Hold the folder against a second run with the same output; the system lets go of it at a kill."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExists(
-                f"another run is writing {home_free(destination)}: wait for it, or choose another output."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def _claim(folder: Path, destination: Path, order: dict[str, Any], options: TrainOptions) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.checkpoints.load import Checkpoint
-from attnlens.core.errors import CheckpointError
+from attnlens.core.errors import AttnlensError, CheckpointError
 from attnlens.text.corpus import Corpus
 
 
@@ -69,3 +69,55 @@ def test_hooks_of_the_libraries_are_known_by_weights_and_configuration(
     other = Checkpoint(model, base.tokenizer, "asked", {})
     options = CompareOptions(passages=0, parts=tmp_path)
     assert compare(base, other, corpus=corpus.select([0, 1]), salience=(), options=options).answer.verdict
+
+
+class Crowded:
+    """A device that holds so many texts at once."""
+
+    def __init__(self, most: int, error: Exception):
+        self.most, self.error = most, error
+
+    def __call__(self, module, args):
+        if len(args[0]) > self.most:
+            raise self.error
+
+
+FULL = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you tried …"),
+    "NumPy": MemoryError("Unable to allocate 2.00 GiB for an array"),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=list(FULL))
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    base: Checkpoint, corpus: Corpus, error: Exception, caplog: pytest.LogCaptureFixture
+):
+    """Until it does; it says so, and the numbers are those of the whole batch but for rounding."""
+    few, options = corpus.select(range(7)), CompareOptions(batch_size=7, passages=0)
+    whole = compare(base, hooked(base), corpus=few, salience=(), options=options)
+    got = compare(base, hooked(base, before=Crowded(2, error)), corpus=few, salience=(), options=options)
+    for name in ("entropy", "jsd", "hidden_change"):
+        np.testing.assert_allclose(got.data[name], whole.data[name], atol=1e-5, err_msg=name)
+    told = [record.getMessage() for record in caplog.records if record.name == "attnlens"]
+    assert [line.rpartition(" ")[2] for line in told] == ["3", "1", "2"]  # 7 → 3 + 4, 3 → 1 + 2, 4 → 2 + 2
+    assert all("texts of" in line and "tokens at once: going on with" in line for line in told)
+
+
+def test_one_text_that_memory_does_not_hold_is_an_error_that_says_what_to_do(base: Checkpoint, corpus: Corpus):
+    few = corpus.select(range(4))
+    lengths = sorted(len(base.tokenizer(example.text)["input_ids"]) for example in few)
+
+    def short_alone(module, args):
+        if args[0].shape[1] >= lengths[-1]:
+            raise FULL["GPU"]
+
+    told = rf"memory does not hold one text of {lengths[-1]} tokens: shorten texts with --max-length"
+    with pytest.raises(AttnlensError, match=told):
+        compare(base, hooked(base, before=short_alone), corpus=few, salience=(), options=CompareOptions(passages=0))
+
+
+def test_other_faults_of_a_model_are_no_lack_of_memory(base: Checkpoint, corpus: Corpus):
+    model = hooked(base, before=Crowded(1, RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        compare(base, model, corpus=corpus.select(range(4)), salience=(), options=CompareOptions(passages=0))

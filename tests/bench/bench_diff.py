@@ -3,7 +3,7 @@
 A pair of Llama-shaped checkpoints in bfloat16 (1.1 billion weights unless --layers says otherwise) with random weights,
 a random change and a few strong directions, is written to FOLDER and kept there for the next run. Each way runs as a
 command of its own, for its seconds and its peak memory, imports included. Ratios, not seconds, travel between machines.
-Usage: python tests/bench/bench_diff.py [FOLDER] [--layers 22] [--repetitions 3] [--exact] [--rival PYTHON]
+Usage: python tests/bench/bench_diff.py [FOLDER] [--layers 22] [--repetitions 3] [--exact] [--rival PYTHON] [--write]
 PYTHON: an interpreter in which `pip install modeldelta` was run; its own way takes minutes.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from timing import keep
 
 WIDTH, INNER, KEYS, VOCABULARY = 2048, 5632, 256, 32000
 SHARD = 5e8  # bytes
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--exact", action="store_true", help="also decompose every matrix")
+    parser.add_argument("--write", action="store_true", help="keep the rows in figures/diff.csv")
     parser.add_argument("--rival", help="python with modeldelta")
     arguments = parser.parse_args()
     pair = arguments.folder / f"llama-{arguments.layers}"
@@ -179,6 +181,8 @@ def main() -> None:
         print(f"{name:12s} {seconds:9.2f} {mib:9.0f}")
     rates = {name: gigabytes / inner[name] for name in ("cold read", "cold norms", "read", "norms")}
     print("GB/s without imports: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
+    if arguments.write:
+        keep("diff", [{"way": name, "seconds": both[0], "peak_mib": both[1]} for name, both in found.items()])
     print(f"norms / read, cold: {rates['cold norms'] / rates['cold read']:.2f}")
     for name in slow:
         times, memory = (mine / theirs for mine, theirs in zip(found[name], found["estimated"], strict=True))

@@ -11,15 +11,14 @@ Usage: python tests/bench/bench_peers.py [--rival NAME=PYTHON …] [--lengths 12
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
-FIGURES = Path(__file__).parents[2] / "figures"
+from timing import keep
+
 COMMON = """
 import json, re, sys, time
 import torch
@@ -126,14 +125,6 @@ def measured(way: str, python: str, tokens: int, threads: int) -> dict[str, floa
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def keep(rows: list[dict[str, float | str]]) -> None:
-    """Write what has been measured so far."""
-    with (FIGURES / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     """A table, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,7 +148,7 @@ def main() -> None:
             told = {"tokens": tokens, "way": way, "threads": arguments.threads, "load": os.getloadavg()[0]}
             rows.append(told | found)
             if arguments.write:
-                keep(rows)
+                keep("speed", rows)
             ratio = f"{found['seconds'] / plain:6.2f} × plain" if plain else ""
             print(f"{tokens:6d} {way:17s} {found['seconds']:8.2f} s {ratio} {found['extra_mib']:8.0f} MiB", flush=True)
     print(json.dumps({"rows": rows}))

@@ -1,10 +1,12 @@
 """What the statistics cost: `record` against the plain forward pass and against eager attention with its maps.
 
-GPT-2-small shape without LM head; entropy, three masses, largest weight, λ, Σ p². `lean` leaves λ out, `compared` is
-half of what base and tuned take with received attention and JSD besides. Repetitions are interleaved and the minimum
-is kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory. Ratios, not
+GPT-2-small shape without LM head; entropy, three masses, λ, largest weight, Σ p² (`lean`). `tiled` has the share of
+content besides, which takes the way of all other statistics; `exact` keeps the model's own attention; `compared` is
+half of what base and tuned take with received attention and JSD besides. Repetitions are interleaved and the minimum is
+kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory. Ratios, not
 seconds, travel between machines. About a quarter of an hour on two cores; `make bench-long` adds 16,384 tokens.
-Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048] [--repetitions 3]
+Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048] [--repetitions 3] [--write]
+--write keeps each length in figures/record.csv as soon as it is measured; `python figures/speed.py` draws it.
 """
 
 import argparse
@@ -15,17 +17,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from timing import fastest
+from timing import fastest, keep
 from transformers import GPT2Config, GPT2Model
 
 from attnlens.checkpoints.record import record
 
 SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1, 16384: 1}  # tokens: texts
 REPETITIONS = {128: 4, 512: 4, 2048: 2, 8192: 1, 16384: 1}
-LEAN = ("entropy", "mass", "max_weight", "renyi2")
-NAMES = (*LEAN, "log_odds")
+NAMES = ("entropy", "mass", "log_odds", "max_weight", "renyi2")
 VARIANTS = ("plain", "lean", "tiled", "exact", "compared", "eager")
 EAGER_LONGEST = 2048
 LAYERS, HEADS = 12, 12
@@ -64,7 +66,8 @@ def variant(name: str, model: GPT2Model, ids: torch.Tensor, groups: torch.Tensor
         return lambda: eager(model, ids, groups)
 
     def recorded() -> None:
-        with record(model, LEAN if name == "lean" else NAMES, groups=groups, exact=name == "exact"):
+        names = (*NAMES, "share") if name == "tiled" else NAMES
+        with record(model, names, groups=groups, exact=name == "exact"):
             model(ids)
 
     def compared() -> None:
@@ -142,12 +145,22 @@ def print_row(tokens: int, times: dict[str, float], memory: dict[str, float]) ->
     sys.stdout.flush()
 
 
+def flat(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line a variant."""
+    shared = {name: row[name] for name in ("threads", "load", "tokens", "texts")}
+    return [
+        shared | {"way": way, "seconds": seconds, "extra_mib": row["extra_mib"][way]}
+        for way, seconds in row["seconds"].items()
+    ]
+
+
 def main() -> None:
     """Print a table for each number of threads, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
     parser.add_argument("--longest", type=int, default=8192)
     parser.add_argument("--repetitions", type=int, help="instead of fewer the longer the text")
+    parser.add_argument("--write", action="store_true", help="keep the rows in figures/record.csv")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -167,6 +180,8 @@ def main() -> None:
             row = {"threads": threads, "load": load, "tokens": tokens, "texts": SHAPES[tokens], "seconds": times}
             missed = [text for text, reached in goals(tokens, times, memory[tokens]) if not reached]
             rows.append(row | {"extra_mib": memory[tokens], "missed": missed})
+            if arguments.write:
+                keep("record", [line for each in rows for line in flat(each)])
     print(json.dumps({"torch": torch.__version__, "cores": os.cpu_count(), "rows": rows}))
 
 

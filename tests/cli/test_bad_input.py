@@ -122,6 +122,14 @@ def test_an_output_that_is_a_file(attnlens: Run, place: Path, where: str):
     assert (place / "text.ckpt").read_text() == "no checkpoint"
 
 
+def test_debug_shows_where_an_error_came_from(attnlens: Run, place: Path):
+    """Before the same line, with the same exit status."""
+    plain, told = attnlens("info", "empty"), attnlens("--debug", "info", "empty")
+    assert refused(plain, "empty holds no config.json") and told.code == 1 and told.out == ""
+    assert told.err.startswith("Traceback (most recent call last):") and "source.py" in told.err
+    assert told.err.endswith(f"\n{plain.err}")
+
+
 def test_a_real_process_leaves_no_traceback(place: Path):
     """What the console script does, in an interpreter of its own."""
     before = tree(place)

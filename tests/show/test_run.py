@@ -86,14 +86,35 @@ def test_a_resumed_run_removes_half_written_files_and_no_other_hidden_ones(tmp_p
             (tmp_path / name / "config").write_text("half")
         raise KeyboardInterrupt
     with claimed(tmp_path, "one"):
-        assert files(tmp_path) == {"parts/000000.npz", "run.json", ".gitignore", ".git/config"}
+        assert files(tmp_path) == {".lock", "parts/000000.npz", "run.json", ".gitignore", ".git/config"}
 
 
 def test_a_kill_before_the_first_file_is_whole_leaves_no_foreign_folder(tmp_path: Path):
     (tmp_path / ".run.json.x7").write_text("half")
     assert not is_complete(tmp_path, "one", force=False)
     with claimed(tmp_path, "one"):
-        assert files(tmp_path) == {"run.json"}
+        assert files(tmp_path) == {".lock", "run.json"}
+
+
+@pytest.mark.parametrize("key", ["one", "two"])
+def test_two_runs_do_not_write_one_folder(tmp_path: Path, key: str):
+    """Neither the same question nor another one; the first run does not notice, and leaves no lock."""
+    with claimed(tmp_path / "it", "one"):
+        before = files(tmp_path)
+        with (
+            pytest.raises(OutputExists, match=r"another run is writing .*it: wait for it"),
+            claimed(tmp_path / "it", key),
+        ):
+            pass
+        assert files(tmp_path) == before
+    assert files(tmp_path) == {"it/run.json"}
+
+
+def test_a_kill_before_the_first_file_leaves_a_lock_that_nobody_holds(tmp_path: Path):
+    (tmp_path / ".lock").touch()
+    assert not is_complete(tmp_path, "one", force=False)
+    fill(tmp_path, "one")
+    assert is_complete(tmp_path, "one", force=False)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", "not json", '{"key": "abc", "lr": 1}'])

@@ -10,14 +10,10 @@ from attnlens.analysis.studies.cells import Plan, slug
 from attnlens.analysis.studies.data import Places, prepared
 from attnlens.analysis.studies.file import StudyFile, read_study
 from attnlens.analysis.studies.queue import State, run_cells
+from attnlens.checkpoints.files import alone
 from attnlens.checkpoints.identity import files_sha256, read_record
 from attnlens.checkpoints.source import locate
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
 
 DATA, COPY, LOCK = "data", "study.toml", ".lock"
 
@@ -90,12 +86,7 @@ def held(path: str | Path, options: StudyOptions) -> Iterator[Plan]:
     read_study(path)  # a faulty file makes no folder
     folder = _folder(Path(path), options)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExists(f"another run is at work in {folder}: wait for it, or choose another -o") from None
+    with alone(folder / LOCK, f"another run is at work in {folder}: wait for it, or choose another -o"):
         yield planned(path, options)
 
 
