@@ -55,7 +55,7 @@ def commands() -> str:
         "# Commands",
         "Written by `docs/make.py` from `attnlens COMMAND --help`. Progress goes to stderr, results to stdout; "
         "`--json` prints one JSON object instead. Exit codes: 0 done, 1 a fault told in one line, 2 wrong usage, 130 "
-        "interrupted.",
+        "interrupted. `attnlens --debug COMMAND …` shows where a fault came from.",
     ]
     for name, command in getattr(group, "commands").items():  # noqa: B009 - a group's, which Typer types as a command
         about, _, example = (command.help or "").partition("Example:")

@@ -23,13 +23,22 @@ def script(path: str) -> ModuleType:
     return module
 
 
-make, keep = script("docs/make.py"), script("figures/studies/keep.py")
+make, trust, keep = script("docs/make.py"), script("docs/trust.py"), script("figures/studies/keep.py")
 
 
 @pytest.mark.parametrize("name", make.PAGES)
 def test_generated_pages_are_fresh(name: str):
     """Otherwise: python docs/make.py."""
     assert (ROOT / "docs" / name).read_text("utf-8") == make.PAGES[name]()
+
+
+def test_the_page_of_bad_input_and_faults_is_fresh_and_long():
+    """Otherwise: python docs/trust.py. Every test that it names is there."""
+    page = (ROOT / "docs" / "trust.md").read_text("utf-8")
+    assert page == trust.page()
+    assert int(re.findall(r"Bad input: (\d+) cases", page)[0]) >= 80 and len(trust.FAULTS) >= 12
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [test for _, _, test in trust.FAULTS if f"def {test}(" not in tests] == []
 
 
 def test_every_statistic_says_when_it_misleads():

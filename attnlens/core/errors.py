@@ -19,7 +19,14 @@ from collections.abc import Iterable
 
 
 class AttnlensError(ValueError):
-    """Root of every error attnlens raises for a user's fault."""
+    """Root of every error attnlens raises for a user's fault.
+
+    Its message is one line: what steers a terminal or breaks a line is shown by its number, as names in messages come
+    from files of strangers.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message))
 
 
 class UnknownName(AttnlensError):

@@ -5,7 +5,7 @@ content besides, which takes the way of all other statistics; `exact` keeps the 
 half of what base and tuned take with received attention and JSD besides. Repetitions are interleaved and the minimum is
 kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory. Ratios, not
 seconds, travel between machines. About a quarter of an hour on two cores; `make bench-long` adds 16,384 tokens.
-Usage: python tests/bench/bench_record.py [--threads 1] [--longest 2048] [--repetitions 3] [--write]
+Usage: python tests/bench/bench_record.py [--threads 1] [--lengths 128 2048] [--repetitions 3] [--write]
 --write keeps each length in figures/record.csv as soon as it is measured; `python figures/speed.py` draws it.
 """
 
@@ -158,7 +158,7 @@ def main() -> None:
     """Print a table for each number of threads, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
-    parser.add_argument("--longest", type=int, default=8192)
+    parser.add_argument("--lengths", type=int, nargs="+", choices=SHAPES, default=[128, 512, 2048, 8192])
     parser.add_argument("--repetitions", type=int, help="instead of fewer the longer the text")
     parser.add_argument("--write", action="store_true", help="keep the rows in figures/record.csv")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -166,15 +166,16 @@ def main() -> None:
     if arguments.peak:
         print_peak(arguments.peak[0], int(arguments.peak[1]))
         return
-    lengths = [tokens for tokens in SHAPES if tokens <= arguments.longest]
-    memory = {tokens: {name: peak(name, tokens) for name in variants(tokens)} for tokens in lengths}
+    memory: dict[int, dict[str, float]] = {}
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"threads {threads}, load {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores, torch {torch.__version__}")
         print(f"{'T':>6} {'B':>3} {'plain s':>8} " + " ".join(f"{name:>7}" for name in VARIANTS[1:]), end="   ")
         print(" ".join(f"{name:>7}" for name in VARIANTS) + "  extra MiB")
-        for tokens in lengths:
+        for tokens in arguments.lengths:
+            if tokens not in memory:
+                memory[tokens] = {name: peak(name, tokens) for name in variants(tokens)}
             load, times = os.getloadavg()[0], seconds(tokens, arguments.repetitions or REPETITIONS[tokens])
             print_row(tokens, times, memory[tokens])
             row = {"threads": threads, "load": load, "tokens": tokens, "texts": SHAPES[tokens], "seconds": times}
