@@ -83,6 +83,7 @@ def test_any_safetensors_file(tmp_path: Path, content: bytes):
 
 
 @given(content=anything(WHOLE[".pt"]))
+@example(content=WHOLE[".pt"].replace(b"PK\x06\x07\x00", b"PK\x06\x07\x01"))  # an archive of several disks
 @many
 def test_any_torch_file(tmp_path: Path, content: bytes):
     path = tmp_path / "x.pt"

@@ -248,8 +248,8 @@ def _torch(path: Path) -> dict[str, _Stored]:
 
 def _unpickled(path: Path) -> Any:
     """The content of a torch file by the loader that admits tensors and plain values only."""
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path)
         # Older files are no zip archives; those cannot be mapped into memory.
