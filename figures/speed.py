@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from attnlens.show.drawing import WIDE, style
 
@@ -30,7 +30,7 @@ WAYS = {
     "lean": "entropy, masses, λ, max, Σp²",
     "tiled": "… and share of content",
     "exact": "beside the model's own attention",
-    "compared": "base + tuned: … received, JSD (per model)",
+    "compared": "… received, JSD of two models",
     "eager": "eager + output_attentions",
 }
 STEPS = {
@@ -62,8 +62,9 @@ def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="tokens of the text")
         ax.set_xticks(sorted(table["tokens"].unique()))
         tidy(ax)
-    most = time.get_ylim()[1]
-    time.set_yticks([tick for tick in (1, 1.25, 1.5, 2, 3, 5, 10) if tick <= most])
+    for ax, ticks in ((time, (1, 1.25, 1.5, 2, 3, 5, 10)), (memory, (20, 50, 100, 200, 500, 1000, 2000, 5000, 10000))):
+        low, high = ax.get_ylim()
+        ax.set_yticks([tick for tick in ticks if low <= tick <= high])
     figure.legend(*time.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     return figure
 
@@ -93,7 +94,7 @@ def tidy(ax: Axes) -> None:
     for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
         if scale == "log":
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
     ax.spines[["top", "right"]].set_visible(False)
 
 

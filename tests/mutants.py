@@ -17,6 +17,11 @@ SCORES, ROWS, TILES, TILED, PAIRS, LEAN = "scores.py", "rows.py", "tiles.py", "t
 ATTENTION = [f"tests/core/test_{name}.py" for name in ("rows", "tiled", "pairs", "matrix", "scores")]
 
 MUTANTS = [
+    (TILES, " * (self.last >= 0)[:, None]", ""),
+    (TILES, " - self.last[0]", ""),
+    (TILES, "weights.flip(-1).cumsum(-1).flip(-1)", "weights.cumsum(-1)"),
+    (TILES, " + columns[:, keys:].sum(1, keepdim=True)", ""),
+    (TILES, "columns[:, :keys].cumsum(1)", "columns[:, :keys]"),
     (LEAN, "used.index(column) for column in some", "number for number, _ in enumerate(some)"),
     (LEAN, "columns[..., -1:]], -1)  # a null", "columns[..., :1]], -1)  # a null"),
     (LEAN, ".div_(self.total).mul_(BIT)", ".div_(self.total)"),

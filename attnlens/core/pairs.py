@@ -183,7 +183,8 @@ def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor
     forward = torch.lt(d, 0, out=a).mul_(terms).sum(-1)
     backward = torch.gt(d, 0, out=a).mul_(terms).sum(-1)
     lost = gained = None
-    if base.visible is not None or tuned.visible is not None:
+    alike = base.scores.merely_causal and tuned.scores.merely_causal
+    if not alike and (base.visible is not None or tuned.visible is not None):
         sees = [d.new_ones((), dtype=torch.bool) if seen is None else seen for seen in (base.visible, tuned.visible)]
         lost, gained = (sees[0] & ~sees[1]).any(-1), (sees[1] & ~sees[0]).any(-1)
     return Sums(-moved, mixed, -rest.sum(-1), forward, backward, lost, gained)

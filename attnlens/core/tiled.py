@@ -104,7 +104,7 @@ class _Rows:
     @cached_property
     def seen(self) -> Tensor:
         """How much content a row sees (b, h|1, q|1, 1)."""
-        return self.count(self.content)
+        return self.tile.over_keys(self.content)
 
     @cached_property
     def strong(self) -> bool:
@@ -135,12 +135,6 @@ class _Rows:
             logits, weights = self.alone
             entropy = 0.0 - weights.amax(-1).log() - (logits * weights).sum(-1)
         return normalized(entropy.clamp(min=0.0), self.seen[..., 0])
-
-    def count(self, columns: Tensor) -> Tensor:
-        """Σ of a row's visible keys in each column (b, k, G): (b, h|1, q|1, G)."""
-        if self.tile.shown is None:
-            return columns.sum(1)[:, None, None]
-        return self.tile.shown @ columns[:, None]
 
 
 @dataclass
@@ -187,7 +181,7 @@ class _Part:
     @cached_property
     def seen(self) -> Tensor:
         """Σ of a row's visible keys of each group within the content (b, h|1, q|1, G)."""
-        return self.rows.count(self.inner)
+        return self.rows.tile.over_keys(self.inner)
 
 
 def _times(weights: Tensor, columns: Tensor) -> Tensor:
@@ -203,7 +197,7 @@ def _distance(rows: _Rows) -> Tensor:
 
 
 def _lift(part: _Part) -> Tensor:
-    seen = part.rows.count(part.columns)
+    seen = part.rows.tile.over_keys(part.columns)
     return part.masses * part.rows.tile.count[..., None] / torch.where(seen > 0, seen, torch.nan)
 
 
@@ -351,16 +345,13 @@ class _Keeper:
         valid: (b, h|1, q) rows that carry data.
         """
         box, keys = tile.box, slice(0, tile.box.keys)
-        rows = valid.to(tile.weights)[..., None, :]  # (b, h|1, 1, q)
-        shares = {"map": rows, "received": rows / tile.count.clamp(min=1)[..., None, :], "received_mean": rows}
+        rows = valid.to(tile.weights)  # (b, h|1, q)
         for name, total in self.sums.items():
             if name == "map":
-                columns = rows @ tile.weights[..., keys]
-            elif tile.shown is None:
-                columns = shares[name].sum(-1, keepdim=True)
+                columns = (rows[..., None, :] @ tile.weights[..., keys])[..., 0, :]
             else:
-                columns = shares[name] @ tile.shown[..., keys].expand(-1, -1, rows.shape[-1], -1)
-            total[box.texts, box.heads, keys] += columns[..., 0, :]
+                columns = tile.over_rows(rows / tile.count.clamp(min=1) if name == "received" else rows)
+            total[box.texts, box.heads, keys] += columns
 
     def finish(self) -> dict[str, Tensor]:
         """The statistics by name."""

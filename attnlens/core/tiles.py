@@ -50,15 +50,39 @@ class Seen:
         return None if self.visible is None else self.visible.to(self.logits.dtype)
 
     @cached_property
+    def last(self) -> Tensor:
+        """The last key that each row of a merely causal map sees (q,); below 0 where it sees none."""
+        return self.offset + torch.arange(self.box.queries.start, self.box.queries.stop, device=self.logits.device)
+
+    @cached_property
     def count(self) -> Tensor:
         """n_i (b|1, h|1, q): visible keys, a null key included."""
         if self.scores.merely_causal:
-            rows = torch.arange(self.box.queries.start, self.box.queries.stop, device=self.logits.device)
-            seen = (rows + self.offset + 1).clamp(0, self.box.keys) + (self.scores.sinks is not None)
+            seen = (self.last + 1).clamp(0, self.box.keys) + (self.scores.sinks is not None)
             return seen.to(self.logits.dtype)[None, None]
         if self.shown is None:
             return self.logits.new_full((1, 1, 1), self.logits.shape[-1])
         return self.shown.sum(-1)
+
+    def over_keys(self, columns: Tensor) -> Tensor:
+        """Σ of the visible keys of each row in columns (b, k, G), a null key's row last: (b, h|1, q|1, G)."""
+        if self.scores.merely_causal:
+            keys = self.box.keys
+            sums = columns[:, :keys].cumsum(1)[:, self.last.clamp(min=0)] * (self.last >= 0)[:, None]
+            return (sums + columns[:, keys:].sum(1, keepdim=True))[:, None]
+        return columns.sum(1)[:, None, None] if self.shown is None else self.shown @ columns[:, None]
+
+    def over_rows(self, weights: Tensor) -> Tensor:
+        """Σ of weights of rows (b, h|1, q) over those that see each key, no null key: (b, h|1, k|1)."""
+        if self.scores.merely_causal:
+            later = torch.cat([weights.flip(-1).cumsum(-1).flip(-1), torch.zeros_like(weights[..., :1])], -1)
+            first = torch.arange(self.box.keys, device=weights.device) - self.last[0]  # of the rows that see a key
+            return later[..., first.clamp(0, weights.shape[-1])]
+        if self.shown is None:
+            return weights.sum(-1, keepdim=True)
+        return (weights[..., None, :] @ self.shown[..., : self.box.keys].expand(-1, -1, weights.shape[-1], -1))[
+            ..., 0, :
+        ]
 
     @cached_property
     def blind(self) -> Tensor | None:
