@@ -42,6 +42,18 @@ STEPS = {
     "estimated": "norms, heads, spectra",
     "modeldelta": "modeldelta",
 }
+CAPTIONS = {
+    "speed": "Cost of attention statistics (entropy, three group masses, largest weight, Σp² of every row and head; "
+    "attnlens also λ) of a GPT-2-small-shaped model with random weights, one text, one thread: time over that of the "
+    "plain forward pass of the same length, and peak memory beyond that of the loaded model. TransformerLens 4.3 runs "
+    "its language-model head as well; inseq 0.7 gives one row of each head; nnsight 0.8.",
+    "record": "The same for attnlens' own ways, 2,048 tokens in all (16, 4, 1 texts), one thread: the commonest "
+    "statistics, the share of content with them, statistics beside the model's unchanged attention, and two models "
+    "with received attention and Jensen–Shannon divergence (per model).",
+    "diff": "Two Llama-shaped checkpoints of 1.1 billion bfloat16 weights, 4.4 GB on disk, two cores: seconds and peak "
+    "memory of whole commands, imports included. Spectra are estimated, each with its stated error; modeldelta 0.4.4 "
+    "decomposes every matrix.",
+}
 COLOURS = ("0.55", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
 MARKS = ("", "o", "s", "^", "D", "v")
 
@@ -70,7 +82,7 @@ def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
 
 
 def by_way(table: pd.DataFrame) -> Figure:
-    """Bars of seconds and of peak memory, a row for each way."""
+    """Seconds and peak memory, a row for each way."""
     table = table.set_index("way")
     ways = [way for way in STEPS if way in table.index]
     figure = Figure(figsize=(WIDE, 2.2), layout="constrained")
@@ -78,10 +90,13 @@ def by_way(table: pd.DataFrame) -> Figure:
         figure.subplots(1, 2, sharey=True), ("seconds", "peak_mib"), ("seconds", "peak memory (MiB)"), strict=True
     ):
         values = table.loc[ways, column]
-        bars = ax.barh(
-            [STEPS[way] for way in ways], values, color=["0.7" if "read" in way else COLOURS[1] for way in ways]
-        )
-        ax.bar_label(bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=2)
+        places = range(len(ways))
+        ax.hlines(places, 0, values, color="0.85", linewidth=1)  # lengths mean nothing where the axis has no zero
+        ax.scatter(values, places, color=["0.55" if "read" in way else COLOURS[1] for way in ways], s=22, zorder=3)
+        for place, value in zip(places, values, strict=True):
+            text = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            ax.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center")
+        ax.set_yticks(places, [STEPS[way] for way in ways])
         ax.set(xscale="log", xlabel=label)
         ax.set_xlim(right=values.max() * 3)
         tidy(ax)
@@ -99,7 +114,7 @@ def tidy(ax: Axes) -> None:
 
 
 def main() -> None:
-    """Write each figure as PDF and PNG beside its numbers; tables that are not there are left out."""
+    """Write each figure as PDF and PNG, and its caption, beside its numbers; tables that are not there are left out."""
     drawn = {"speed": partial(by_length, names=TOOLS), "record": partial(by_length, names=WAYS), "diff": by_way}
     for name, draw in drawn.items():
         path = FOLDER / f"{name}.csv"
@@ -108,6 +123,7 @@ def main() -> None:
                 figure = draw(pd.read_csv(path))
                 figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
                 figure.savefig(path.with_suffix(".png"))
+            path.with_suffix(".txt").write_text(CAPTIONS[name] + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
