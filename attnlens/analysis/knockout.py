@@ -14,8 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from attnlens.analysis.parts import Progress
 from attnlens.analysis.prepare import Batch, Prepared, assemble, plan
 from attnlens.checkpoints.causality import is_causal
+from attnlens.checkpoints.config import read_config
 from attnlens.checkpoints.hide import without_keys
-from attnlens.checkpoints.load import Checkpoint, read_config
+from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CheckpointError, CorpusError
 from attnlens.salience.control_sets import ControlSets, control_sets
 from attnlens.text.align import Encoded, token_weights

@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from attnlens.checkpoints.adapter import check_kind
+from attnlens.checkpoints.config import read_config
 from attnlens.checkpoints.deltas import Adapted
 from attnlens.checkpoints.heads import Geometry
 from attnlens.checkpoints.identity import home_free
-from attnlens.checkpoints.load import Checkpoint, load, read_config
+from attnlens.checkpoints.kinds import check_kind
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import ENDINGS, Source, locate, settle
 from attnlens.checkpoints.tensors import Pairing, Tensors, pair
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 
-Given = Checkpoint | Source | str | Path
+if TYPE_CHECKING:
+    from attnlens.checkpoints.load import Checkpoint
+
+Given = Union["Checkpoint", Source, str, Path]
 
 
 class Opened(NamedTuple):
@@ -44,13 +47,15 @@ def opened(base: Given | None, tuned: Given) -> Iterator[Opened]:
         yield Opened(first, second, pair(first, second), (left.name, right.name), geometry)
 
 
-def _side(given: Given) -> Checkpoint | Source:
+def _side(given: Given) -> "Checkpoint | Source":
     """The files of a checkpoint; the checkpoint itself where there are none, or its model was changed since."""
-    if isinstance(given, Checkpoint):
-        if given.source is not None and given.source.files and given.is_as_loaded:
-            return given.source
-        return given
-    return _fetched(given if isinstance(given, Source) else _located(given))
+    if isinstance(given, Source):
+        return _fetched(given)
+    if isinstance(given, str | Path):
+        return _fetched(_located(given))
+    if given.source is not None and given.source.files and given.is_as_loaded:
+        return given.source
+    return given
 
 
 def _located(given: str | Path) -> Source:
@@ -65,11 +70,13 @@ def _fetched(source: Source) -> Source:
     """A source with its files here: loading a model from the hub leaves them in the cache."""
     if source.kind != "hub" or source.files:
         return source
+    from attnlens.checkpoints.load import load  # a model's classes take seconds to import, and files need none
+
     load(source.given)
     return locate(source.given)
 
 
-def _own_base(tuned: Checkpoint | Source) -> Source:
+def _own_base(tuned: "Checkpoint | Source") -> Source:
     if not isinstance(tuned, Source) or tuned.kind != "adapter":
         raise CheckpointError(f"{tuned.name} is no adapter, which would name its base: give BASE and TUNED")
     if tuned.base is None:
@@ -77,9 +84,9 @@ def _own_base(tuned: Checkpoint | Source) -> Source:
     return _fetched(tuned.base)
 
 
-def _tensors(side: Checkpoint | Source, stack: ExitStack) -> Tensors:
+def _tensors(side: "Checkpoint | Source", stack: ExitStack) -> Tensors:
     """The tensors of one side; an adapter's on its base."""
-    if isinstance(side, Checkpoint):
+    if not isinstance(side, Source):
         state = side.model.state_dict()
         if any(".base_layer." in name for name in state):
             raise UnsupportedModel(f"{side.name} has an adapter inside it: save the adapter and give its folder")
@@ -92,9 +99,9 @@ def _tensors(side: Checkpoint | Source, stack: ExitStack) -> Tensors:
     return Adapted(_tensors(_fetched(side.base), stack), shelf, check_kind(side))
 
 
-def _geometry(side: Checkpoint | Source) -> Geometry | None:
+def _geometry(side: "Checkpoint | Source") -> Geometry | None:
     config: Any = None
-    if isinstance(side, Checkpoint):
+    if not isinstance(side, Source):
         config = side.model.config
     elif isinstance(side.config, str) or (side.config / "config.json").is_file():
         config = read_config(side.config)

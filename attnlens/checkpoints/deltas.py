@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlens.checkpoints.adapter import ADDS, SAVED, WRAPPED, shares_base
+from attnlens.checkpoints.kinds import ADDS, SAVED, WRAPPED, shares_base
 from attnlens.checkpoints.tensors import Tensors, root_of
 from attnlens.core.errors import CheckpointError, UnsupportedModel
 from attnlens.core.spectra import LowRank

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from attnlens.checkpoints.adapter import (
@@ -19,16 +19,16 @@ from attnlens.checkpoints.adapter import (
     architecture_for,
     attach,
     bare_class,
-    check_kind,
     is_head,
-    shares_base,
 )
 from attnlens.checkpoints.card import card
+from attnlens.checkpoints.config import first_line, read_config
 from attnlens.checkpoints.identity import files_sha256, home_free, read_record, weights_sha256
+from attnlens.checkpoints.kinds import check_kind, shares_base
 from attnlens.checkpoints.proof import prove
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
-from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, check_hub, locate, names_of, settle
+from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, locate, names_of, settle
 from attnlens.core.errors import CheckpointError, UnknownName
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -175,18 +175,6 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(limits)
 
 
-def read_config(where: Path | str) -> Any:
-    """The configuration, without running code of the checkpoint."""
-    if isinstance(where, str):
-        check_hub(where)
-    try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(where, str):
-            raise CheckpointError(f"{where} is no folder here, and no such model could be had from the hub") from error
-        raise CheckpointError(f"{home_free(where)}/config.json cannot be used: {_first_line(error)}") from error
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' notices and progress bars: what matters in them is checked, and raised."""
@@ -308,7 +296,7 @@ def _model(source: Source, architecture: Any, config: Any, options: dict[str, An
                 **options | {"dtype": dtype},
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of {source.given} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"the weights of {source.given} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     mismatched = sorted(entry for entry in report["mismatched_keys"] if not is_head(entry[0], model))
     if mismatched:
@@ -385,8 +373,4 @@ def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreT
     try:
         return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer of {source.given} cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"the tokenizer of {source.given} cannot be loaded: {first_line(error)}") from error
