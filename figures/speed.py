@@ -47,7 +47,7 @@ CAPTIONS = {
     "attnlens also λ) of a GPT-2-small-shaped model with random weights, one text, one thread: time over that of the "
     "plain forward pass of the same length, and peak memory beyond that of the loaded model. TransformerLens 4.3 runs "
     "its language-model head as well; inseq 0.7 gives one row of each head; nnsight 0.8.",
-    "record": "The same for attnlens' own ways, 2,048 tokens in all (16, 4, 1 texts), one thread: the commonest "
+    "record": "The same for attnlens' own ways, batches of about 2,048 tokens, one thread: the commonest "
     "statistics, the share of content with them, statistics beside the model's unchanged attention, and two models "
     "with received attention and Jensen–Shannon divergence (per model).",
     "diff": "Two Llama-shaped checkpoints of 1.1 billion bfloat16 weights, 4.4 GB on disk, two cores: seconds and peak "
@@ -60,6 +60,7 @@ MARKS = ("", "o", "s", "^", "D", "v")
 
 def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
     """Time in units of the plain pass of the same length, and memory, both on logarithmic axes."""
+    table = table[table["threads"] == 1]
     plain = table[table["way"] == "plain"].set_index("tokens")["seconds"]
     figure = Figure(figsize=(WIDE, 2.6), layout="constrained")
     time, memory = figure.subplots(1, 2)

@@ -36,6 +36,8 @@ from attnlens.core.pairs import PAIRS, Logits
 
 ROWS = ("entropy", "entropy_normalized", "effective_keys", "entropy_content")
 STATISTICS = (*ROWS, "mass", "received_mean")
+# How devices without an error of its own for it say that memory is full: the CPU, and Apple's GPUs.
+NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
 # Those of marked words alone, and those of all columns of a definition.
 MARKED_ONLY = ("lift", "log_odds", "entropy_between", "share_value")
 FOCUS = (*MARKED_ONLY, "share", "received")
@@ -134,8 +136,12 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
     batch = assemble(prepared, np.array([shortest]), checkpoint)
     names = ("max_weight", *(("share_value",) if prepared.salience else ()))
     recorder = record(checkpoint.backbone, names, groups=batch.columns, keep=True, without_virtual=True)
-    with torch.inference_mode(), checkpoint.active(), recorder as tape:
-        output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
+    try:
+        with torch.inference_mode(), checkpoint.active(), recorder as tape:
+            output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
+    except (MemoryError, RuntimeError) as error:
+        _check_memory(error, batch.ids.shape[1], 1)
+        raise
     call = tape.only()
     kept = [tensor for site in call.logits for tensor in (site.query, site.key)]
     states = hidden.states_of(output, batch.ids.shape[1])
@@ -157,20 +163,26 @@ def _fitting(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarra
     try:
         return [_of_batch(subjects, prepared, indices)]
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):
-            raise
         longest = max(len(prepared.encodings[index].ids) for index in indices)
-        if len(indices) == 1:
-            raise AttnlensError(
-                f"memory does not hold one text of {longest} tokens: shorten texts with --max-length, or choose "
-                "another --device"
-            ) from error
+        _check_memory(error, longest, len(indices))
     # Outside of `except`, which keeps what the failed attempt had allocated.
     half = len(indices) // 2
     logging.getLogger("attnlens").warning(
         f"memory does not hold {len(indices)} texts of {longest} tokens at once: going on with {half}"
     )
     return [*_fitting(subjects, prepared, indices[:half]), *_fitting(subjects, prepared, indices[half:])]
+
+
+def _check_memory(error: Exception, longest: int, texts: int) -> None:
+    """Raise the error, if it is no lack of memory that fewer texts could mend."""
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not lacking and not any(sign in str(error) for sign in NO_MEMORY):
+        raise error
+    if texts == 1:
+        raise AttnlensError(
+            f"memory does not hold one text of {longest} tokens: shorten texts with --max-length, or choose another "
+            "--device"
+        ) from error
 
 
 def _of_batch(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> Arrays:

@@ -45,6 +45,9 @@ def alone(lock: Path, refusal: str) -> Iterator[None]:
             raise OutputExists(refusal) from None
         except OSError:
             pass
+        # The one who held it may have removed it since: then a third may hold another file of this name.
+        if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            raise OutputExists(refusal)
         yield
 
 

@@ -27,7 +27,7 @@ def everywhere(
     debug: Annotated[bool, typer.Option("--debug", help="Before an error's line, show where it came from.")] = False,
 ) -> None:
     """Options of all commands; they stand before the command."""
-    context.obj["debug"] = debug
+    context.ensure_object(dict)["debug"] = debug
 
 
 def main() -> NoReturn:

@@ -15,7 +15,11 @@ AttnlensError(ValueError)
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters, line breaks, overrides of direction and halves of characters.
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class AttnlensError(ValueError):
@@ -26,7 +30,7 @@ class AttnlensError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message))
+        super().__init__(STEERING.sub(lambda found: ascii(found[0])[1:-1], message))
 
 
 class UnknownName(AttnlensError):

@@ -79,6 +79,7 @@ class Scores:
         if self.mask is not None:
             tile = cut(self.mask, box)
             allowed = tile if tile.dtype == torch.bool else tile > torch.finfo(tile.dtype).min / 2
+            allowed = allowed.expand(*allowed.shape[:3], box.keys)  # one value may stand for all keys
             seen = allowed if seen is None else seen & allowed
         return seen
 

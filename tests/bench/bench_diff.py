@@ -37,6 +37,7 @@ FORGET = """
 import os
 for path in sys.argv[1:]:
     file = os.open(path, os.O_RDONLY)
+    os.fsync(file)  # what is not written yet would stay
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)
 """
@@ -182,7 +183,8 @@ def main() -> None:
     rates = {name: gigabytes / inner[name] for name in ("cold read", "cold norms", "read", "norms")}
     print("GB/s without imports: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
     if arguments.write:
-        keep("diff", [{"way": name, "seconds": both[0], "peak_mib": both[1]} for name, both in found.items()])
+        rows = [{"way": name, "seconds": both[0], "without_imports": inner.get(name)} for name, both in found.items()]
+        keep("diff", [row | {"peak_mib": found[row["way"]][1]} for row in rows])
     print(f"norms / read, cold: {rates['cold norms'] / rates['cold read']:.2f}")
     for name in slow:
         times, memory = (mine / theirs for mine, theirs in zip(found[name], found["estimated"], strict=True))
