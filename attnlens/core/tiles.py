@@ -7,7 +7,7 @@ a common offset of the logits from eating the digits (METRICS 8.2).
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -136,6 +136,8 @@ class Tiles:
     def of(cls, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores) -> "Tiles":
         """Check the shapes, take the mean key off, lay k and v out flat."""
         scores.check(query, key)
+        if scores.causal and scores.window is not None and scores.window >= key.shape[2]:
+            scores = replace(scores, window=None)  # it hides nothing, and a merely causal map is cheaper to look at
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         keys, mean = key.to(dtype), None
         if scores.softcap is None:  # a softcap is not linear: there the offset must stay
