@@ -140,8 +140,9 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
         with torch.inference_mode(), checkpoint.active(), recorder as tape:
             output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
     except (MemoryError, RuntimeError) as error:
-        _check_memory(error, batch.ids.shape[1], 1)
-        raise
+        if not _lacks_memory(error):
+            raise
+        raise _too_long(batch.ids.shape[1]) from error
     call = tape.only()
     kept = [tensor for site in call.logits for tensor in (site.query, site.key)]
     states = hidden.states_of(output, batch.ids.shape[1])
@@ -163,8 +164,11 @@ def _fitting(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarra
     try:
         return [_of_batch(subjects, prepared, indices)]
     except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
         longest = max(len(prepared.encodings[index].ids) for index in indices)
-        _check_memory(error, longest, len(indices))
+        if len(indices) == 1:
+            raise _too_long(longest) from error
     # Outside of `except`, which keeps what the failed attempt had allocated.
     half = len(indices) // 2
     logging.getLogger("attnlens").warning(
@@ -173,16 +177,16 @@ def _fitting(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarra
     return [*_fitting(subjects, prepared, indices[:half]), *_fitting(subjects, prepared, indices[half:])]
 
 
-def _check_memory(error: Exception, longest: int, texts: int) -> None:
-    """Raise the error, if it is no lack of memory that fewer texts could mend."""
+def _lacks_memory(error: Exception) -> bool:
+    """Whether fewer texts at once could mend it."""
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not lacking and not any(sign in str(error) for sign in NO_MEMORY):
-        raise error
-    if texts == 1:
-        raise AttnlensError(
-            f"memory does not hold one text of {longest} tokens: shorten texts with --max-length, or choose another "
-            "--device"
-        ) from error
+    return lacking or any(sign in str(error) for sign in NO_MEMORY)
+
+
+def _too_long(tokens: int) -> AttnlensError:
+    return AttnlensError(
+        f"memory does not hold one text of {tokens} tokens: shorten texts with --max-length, or choose another --device"
+    )
 
 
 def _of_batch(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> Arrays:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlens.core.rows import needed, normalized
-from attnlens.core.scores import HIDDEN
+from attnlens.core.scores import HIDDEN, Box
 from attnlens.core.tiles import BIT, Seen, Tiles, without
 from attnlens.core.wanted import Wanted
 
@@ -110,8 +110,7 @@ class _Sums:
         for name, value in found.items():
             self.rows[name][place] = value
         if not self.plain:
-            assert seen.shown is not None
-            self.counts[place] = seen.shown @ self.sides.of(seen)[:, None, self.sides.counted].mT
+            self.counts[place] = seen.over_keys(self.sides.of(seen)[:, self.sides.counted].mT)
         return sums[..., -1]
 
     @cached_property
@@ -168,14 +167,12 @@ class _Sums:
 
 def _counts(tiles: Tiles, sides: _Sides) -> Tensor | None:
     """How many keys of each counted column a row sees (B, 1, Q|1, 2G + 1), where they need not be looked at."""
-    scores, keys = tiles.scores, tiles.keys.shape[1]
-    columns = sides.columns[:, sides.counted]
-    null = columns[..., keys:].sum(-1)[:, None]
-    if scores.merely_causal:
-        last = torch.arange(tiles.query.shape[2], device=columns.device) + tiles.offset
-        return ((columns.cumsum(-1)[..., last.clamp(min=0)] * (last >= 0)).mT + null)[:, None]
+    scores, (texts, heads, rows, _) = tiles.scores, tiles.query.shape
     hidden = scores.causal or scores.window is not None or scores.mask is not None
-    return None if hidden else columns.sum(-1)[:, None, None]
+    if hidden and not scores.merely_causal:
+        return None
+    whole = Box(slice(0, texts), slice(0, heads), slice(0, rows), tiles.keys.shape[1])
+    return Seen(whole, tiles.offset, scores, tiles.keys).over_keys(sides.columns[:, sides.counted].mT)
 
 
 def _log_sums(seen: Seen, sides: _Sides) -> Tensor:

@@ -80,9 +80,8 @@ class Seen:
             return later[..., first.clamp(0, weights.shape[-1])]
         if self.shown is None:
             return weights.sum(-1, keepdim=True)
-        return (weights[..., None, :] @ self.shown[..., : self.box.keys].expand(-1, -1, weights.shape[-1], -1))[
-            ..., 0, :
-        ]
+        shown = self.shown[..., : self.box.keys].expand(-1, -1, weights.shape[-1], -1)
+        return (weights[..., None, :] @ shown)[..., 0, :]
 
     @cached_property
     def blind(self) -> Tensor | None:
