@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.analysis.word_maps import WordMaps
+from attnlens.checkpoints.seal import SUMS, check_seal, seal
 from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.core.resampling import document_means
 from attnlens.core.weights import WeightChange, pool
@@ -170,14 +171,14 @@ class Comparison:
 
     def save(self, directory: str | Path) -> Path:
         """Write comparison.zarr (Zarr format 2, consolidated), three CSV tables, one JSON, and passages.npz with the
-        attention in the texts kept for the eye: readable without us.
+        attention in the texts kept for the eye: readable without us; and SHA256SUMS, their checksums.
 
         Each appears whole: written beside, then renamed. An earlier comparison in the folder is replaced; OutputExists
         where files of these names stand there without one.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        taken = [name for name in (STORE, *(f"{table}.csv" for table in TABLES)) if (folder / name).exists()]
+        taken = [name for name in (STORE, SUMS, *(f"{table}.csv" for table in TABLES)) if (folder / name).exists()]
         if taken and not (folder / RECORD).exists():
             raise OutputExists(f"{folder} holds a {taken[0]} that is no part of a comparison: choose another folder")
         with TemporaryDirectory(dir=folder, prefix=".comparison-") as name:
@@ -188,7 +189,9 @@ class Comparison:
             record = json.dumps(_plain(self._record()), ensure_ascii=False, indent=1, allow_nan=False)
             (building / RECORD).write_text(record, encoding="utf-8")
             np.savez_compressed(building / MAPS, **_arrays(self.passages))  # pyright: ignore[reportArgumentType]
-            for part in sorted(building.iterdir()):  # comparison.json first: it marks the rest as ours
+            seal(building)
+            # comparison.json first: it marks the rest as ours.
+            for part in sorted(building.iterdir(), key=lambda part: (part.name != RECORD, part.name)):
                 _replace(part, folder / part.name)
         return folder
 
@@ -207,12 +210,13 @@ class Comparison:
 
 
 def open_comparison(directory: str | Path) -> Comparison:
-    """A comparison written by `Comparison.save` or `attnlens report`; AttnlensError where there is none."""
+    """A comparison written by `Comparison.save` or `attnlens report`; AttnlensError where it is missing or damaged."""
     folder = Path(directory)
     needed = (STORE, *(f"{table}.csv" for table in TABLES), RECORD)
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise AttnlensError(f"{folder} holds no comparison: {missing[0]} is missing of what `attnlens report` writes")
+    check_seal(folder)
     with xr.open_zarr(folder / STORE, consolidated=True, chunks=None) as stored:
         data = stored.load()
     weights, heads, tests = (_table(folder / f"{table}.csv") for table in TABLES)

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, try_to_load_from_cache
 
 from attnlens.checkpoints.identity import files_sha256, home_free
+from attnlens.checkpoints.seal import check_seal
 from attnlens.core.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -66,13 +67,14 @@ def names_of(sources: Sequence[Source]) -> list[str]:
 
 
 def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: str | Path | None = None) -> Source:
-    """Find a checkpoint; CheckpointError for what is none or lacks a part.
+    """Find a checkpoint; CheckpointError for what is none, lacks a part or was damaged since attnlens wrote it.
 
     config: folder (or config.json) or hub id, for a single file, or a folder without config.json. tokenizer: for a
     single file, or where there are no tokenizer files. An adapter's base is looked for here before the hub.
     """
     path = Path(source).expanduser()
     config, tokenizer = (None if part is None else _part(part) for part in (config, tokenizer))
+    check_seal(path)
     if path.is_dir():
         if any((path / name).is_file() for name in (ADAPTER_CONFIG, BOTTLENECK_CONFIG)):
             return _adapter(path, tokenizer)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from attnlens.analysis.difference import Difference
 
 
+HALF = ".tables"  # where they wait until all are written
+
+
 class Spectra(StrEnum):
     """What `--spectra` may be."""
 
@@ -46,7 +49,8 @@ def diff(
     targets = {} if output is None else _targets(output, force=force)
     with terminal.progress("Comparing") as (advance,):
         result = difference(base, checkpoints[-1], spectra=spectra.value, progress=advance)
-    _write(result, targets)
+    if output is not None:
+        _write(result, output, targets)
     if as_json:
         terminal.print_json(_plain(result))
         return
@@ -56,22 +60,33 @@ def diff(
 
 
 def _targets(output: Path, *, force: bool) -> dict[str, Path]:
-    """Where each table goes; OutputExists where another run left one."""
+    """Where each table goes; OutputExists where another run left one, unless a kill stopped that run amid them."""
     from attnlens.core.errors import OutputExists
 
     targets = {name: output / f"{name}.csv" for name in ("weights", "layers", "modules", "heads")}
     there = [str(path) for path in targets.values() if path.exists()]
-    if there and not force:
+    if there and not force and not (output / HALF).is_dir():
         raise OutputExists(f"{there[0]} exists: name another folder, or add --force to replace it")
     return targets
 
 
-def _write(result: "Difference", targets: dict[str, Path]) -> None:
+def _write(result: "Difference", output: Path, targets: dict[str, Path]) -> None:
+    """All tables beside their places first: as long as that folder is there, they are not all in place."""
+    import shutil
+
     from attnlens.checkpoints.files import write
     from attnlens.show.tables import csv, from_one
 
-    for name, path in targets.items():
-        write(path, csv(from_one(result.tables[name])))
+    half = output / HALF
+    try:
+        for name, path in targets.items():
+            write(half / path.name, csv(from_one(result.tables[name])))
+    except BaseException:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    for path in targets.values():
+        (half / path.name).replace(path)
+    shutil.rmtree(half)
 
 
 def _print(result: "Difference") -> None:

@@ -1,6 +1,7 @@
 """The folder of a report: whose it is, whether it is complete, and what a fault or a kill leaves of it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,8 @@ from typing import Any
 from attnlens import __version__
 from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
 from attnlens.checkpoints.files import alone, write
-from attnlens.core.errors import AttnlensError, OutputExists
+from attnlens.checkpoints.seal import SUMS, check_seal
+from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
 
 RUN = "run.json"
 PARTS = "parts"
@@ -18,8 +20,8 @@ PAGE = "report.html"
 BIBLIOGRAPHY = "references.bib"
 LOCK = ".lock"  # held by the run that writes the report
 # What a report consists of: nothing else in its folder is ever moved or removed.
-TABLE_FILES = tuple(f"{table}.csv" for table in TABLES)
-CONTENTS = (PAGE, "summary.json", "figures", "tables", BIBLIOGRAPHY, STORE, RECORD, MAPS, *TABLE_FILES, PARTS, RUN)
+COMPARISON = (STORE, RECORD, MAPS, SUMS, *(f"{table}.csv" for table in TABLES))
+CONTENTS = (PAGE, "summary.json", "figures", "tables", BIBLIOGRAPHY, *COMPARISON, PARTS, RUN)
 REPLACED = ".replaced"  # where the report that --force replaces waits until the new one is complete
 # Half-written files that a kill leaves.
 HALVES = (".comparison-*", f".{PAGE}.*", f".{RUN}.*", ".summary.json.*", "figures/.*", "tables/.*")
@@ -35,7 +37,7 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
         _move_contents(directory / REPLACED, directory)
     state = _state(directory)
     if state.get("key") == key:
-        complete = bool(state.get("complete")) and (directory / PAGE).is_file()
+        complete = bool(state.get("complete")) and (directory / PAGE).is_file() and _is_whole(directory)
         for junk in (PARTS, REPLACED) if complete else ():  # a kill in the last moment leaves them
             _remove(directory / junk)
         return complete
@@ -45,6 +47,17 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
     if state and not force:
         raise OutputExists(f"{directory} holds another run's report: choose another -o DIR, or replace it with --force")
     return False
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether no number in it has changed since; else the same command makes it again, and says why."""
+    try:
+        check_seal(directory)
+    except CheckpointError as error:
+        fault, _, _ = str(error).rpartition(": ")
+        logging.getLogger("attnlens").warning(f"{fault}: the report is made again")
+        return False
+    return True
 
 
 def _state(directory: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attnlens.checkpoints.identity import home_free, weights_sha256
+from attnlens.checkpoints.seal import SUMS, check_seal, seal
 from attnlens.core.errors import CheckpointError, OutputExists
 
 DELTA = "delta.safetensors"
@@ -39,6 +40,7 @@ def save_delta(base: str | Path, tuned: str | Path, output: str | Path) -> Path:
     _copy_rest(source, folder)
     facts = {"format": "pt", "base_sha256": weights_sha256(Path(base).expanduser()), "shared": json.dumps(shared)}
     save_file(own, folder / DELTA, facts)
+    seal(folder)
     return folder
 
 
@@ -48,6 +50,7 @@ def apply_delta(base: str | Path, delta: str | Path, output: str | Path) -> Path
     path = source / DELTA
     if not path.is_file():
         raise CheckpointError(f"{home_free(source)} holds no {DELTA}: needed a folder that save_delta wrote.")
+    check_seal(source)
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     sha256 = weights_sha256(Path(base).expanduser())
@@ -60,11 +63,13 @@ def apply_delta(base: str | Path, delta: str | Path, output: str | Path) -> Path
     tensors = load_file(path) | {name: before[place].clone() for name, place in json.loads(facts["shared"]).items()}
     _copy_rest(source, folder)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    seal(folder)
     return folder
 
 
 def _tensors(checkpoint: str | Path) -> dict[str, Tensor]:
     folder = Path(checkpoint).expanduser()
+    check_seal(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{home_free(folder)} holds no *.safetensors: needed a checkpoint saved as safetensors.")
@@ -85,7 +90,7 @@ def _new(output: str | Path) -> Path:
 
 
 def _copy_rest(source: Path, folder: Path) -> None:
-    """All files but weights and their index."""
+    """All files but weights, their index and their checksums."""
     for path in source.iterdir():
-        if path.is_file() and ".safetensors" not in path.name:
+        if path.is_file() and ".safetensors" not in path.name and path.name != SUMS:
             shutil.copy(path, folder)

@@ -1,6 +1,6 @@
 """Intermediate checkpoints of a run: what was trained, the Trainer's state, and that of the run's own parts.
 
-A kill may come at any moment: a checkpoint counts once its `state.json` is there, which is written last, and only then
+A kill may come at any moment: a checkpoint counts once its `SHA256SUMS` is there, which is written last, and only then
 is an older one removed. The best and the last stay.
 """
 
@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from attnlens.checkpoints.seal import SUMS, check_seal, seal
+from attnlens.core.errors import CheckpointError
 from attnlens.training.processes import agreed
 
 STATE, WEIGHTS = "state.json", "trained.safetensors"
@@ -48,11 +50,12 @@ class Kept:
 
 
 def last_kept(run: Path) -> Kept | None:
-    """The latest complete checkpoint in the folder of a run."""
-    found = {int(path.parent.name.rpartition("-")[2]): path for path in run.glob(f"checkpoint-*/{STATE}")}
-    for step in sorted(found, reverse=True):
-        with suppress(ValueError):  # what is no JSON was not written by us, or not whole
-            return Kept(found[step].parent, step, **json.loads(found[step].read_text(encoding="utf-8")))
+    """The latest complete checkpoint in the folder of a run that no byte has changed in since."""
+    found = {int(path.parent.name.rpartition("-")[2]): path.parent for path in run.glob(f"checkpoint-*/{SUMS}")}
+    for step, folder in sorted(found.items(), reverse=True):
+        with suppress(CheckpointError):  # damaged: the one before gives the same run
+            check_seal(folder)
+            return Kept(folder, step, **json.loads((folder / STATE).read_text(encoding="utf-8")))
     return None
 
 
@@ -95,13 +98,12 @@ class Intermediate(TrainerCallback):
             "seconds": self.seconds,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
-        draft = here / f"{STATE}.draft"
-        draft.write_text(json.dumps(facts), encoding="utf-8")
-        draft.rename(here / STATE)
+        (here / STATE).write_text(json.dumps(facts), encoding="utf-8")
+        seal(here)
         for other in run.glob("checkpoint-*"):
             if other not in {here, best}:
                 # The mark goes first: what a kill leaves half removed must not count.
-                (other / STATE).unlink(missing_ok=True)
+                (other / SUMS).unlink(missing_ok=True)
                 shutil.rmtree(other)
 
 
@@ -138,8 +140,10 @@ class QuietTrainer(Trainer):
             parameter.data.copy_(values[name])
 
     def load_best(self) -> None:
-        """Put the best step so far back into the model."""
-        self._load_from_checkpoint(str(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"))
+        """Put the best step so far back into the model; CheckpointError where it was damaged since."""
+        best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        check_seal(best)
+        self._load_from_checkpoint(str(best))
 
     def _load_best_model(self) -> None:
         self.load_best()

@@ -1,6 +1,5 @@
 """Where a run leaves its checkpoint, and what it leaves as it was: other files and the global random states."""
 
-import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from transformers import set_seed
 
 from attnlens.checkpoints.files import alone
 from attnlens.checkpoints.identity import home_free, read_record
+from attnlens.checkpoints.seal import check_seal, read_facts, write_facts
 from attnlens.checkpoints.source import ADAPTER_CONFIG
 from attnlens.core.errors import Diverged, OutputExists, TrainingError
 from attnlens.training.intermediate import Kept, last_kept
@@ -67,6 +67,7 @@ def finished(destination: Path, order: dict[str, Any], options: TrainOptions) ->
     """The record of the checkpoint that `resume` finds complete; refused where it is another run's."""
     if not options.resume or not destination.is_dir() or not any(destination.iterdir()):
         return None
+    check_seal(destination)
     record = read_record(destination)
     different = differences(record.get("order") or {}, order) if record is not None else "without a record"
     if different and not options.force:
@@ -139,7 +140,7 @@ def _claim(folder: Path, destination: Path, order: dict[str, Any], options: Trai
             "--force begins anew."
         )
     if kept is not None and options.resume:
-        if different := differences(json.loads((folder / ORDER).read_text(encoding="utf-8")), order):
+        if different := differences(read_facts(folder / ORDER) or {}, order):
             raise OutputExists(
                 f"the interrupted run for {home_free(destination)} is another one ({different}): repeat its command, "
                 "or --force without --resume to begin anew."
@@ -148,7 +149,7 @@ def _claim(folder: Path, destination: Path, order: dict[str, Any], options: Trai
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-        (folder / ORDER).write_text(json.dumps(order, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_facts(folder / ORDER, order)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from attnlens.checkpoints.card import card
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
+from attnlens.checkpoints.seal import seal
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.training.cost import bytes_in
@@ -236,6 +237,7 @@ def _trained(order: _Order, job: Job, folder: Path, identity: dict[str, Any]) ->
         record["cost"]["checkpoint_bytes"] = bytes_in(folder / "checkpoint")
         job.base.tokenizer.save_pretrained(folder / "checkpoint")
         write_record(folder / "checkpoint", record)
+        seal(folder / "checkpoint")
     return outcome, record
 
 

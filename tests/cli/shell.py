@@ -72,3 +72,4 @@ def keep_case(checkpoint: Path) -> None:
     """Turn the tokenizer of a checkpoint into one that gives other ids to the same text."""
     path = checkpoint / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    (checkpoint / "SHA256SUMS").unlink(missing_ok=True)  # changed on purpose

@@ -59,6 +59,9 @@ def broken_folders(place: Path, tuning: Tuning) -> None:
     shutil.copytree(tuning.tuned, place / "misfit")
     config = json.loads((place / "misfit" / "config.json").read_text())
     (place / "misfit" / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    (place / "misfit" / "SHA256SUMS").unlink()
+    shutil.copytree(tuning.tuned, place / "spoilt")
+    (place / "spoilt" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
     (place / "weights-only").mkdir()
     (place / "weights-only" / "model.safetensors").symlink_to(tuning.tuned / "model.safetensors")
 
@@ -100,6 +103,10 @@ LINES = [
     ("report BASE a.safetensors --config ./nowhere", "nowhere does not exist: needed a folder or a hub id"),
     ("report BASE a.safetensors --config BASE --tokenizer empty", "the tokenizer of a.safetensors cannot be loaded"),
     ("report BASE sharded", "names model-00001-of-00002.safetensors, which is not there"),
+    (
+        "report BASE spoilt",
+        "spoilt/config.json has changed since it was written (its sha256 is not that in SHA256SUMS)",
+    ),
     ("report BASE misfit", "by its config.json, which belongs to another model"),
     ("report astray", "the base of the adapter astray is neither here nor a hub id: give both, attnlens report BASE"),
     ("report of-wider", "does not fit its base: size mismatch"),

@@ -38,6 +38,8 @@ def place(tmp_path: Path, tuning: Tuning) -> Path:
     record = json.loads((tmp_path / "orphan" / "attnlens.json").read_text())
     record["data"]["heldout"]["path"] = "/nowhere/data.jsonl"
     (tmp_path / "orphan" / "attnlens.json").write_text(json.dumps(record))
+    for name in ("broken", "garbled", "orphan"):
+        (tmp_path / name / "SHA256SUMS").unlink()  # or that is what would be told
     jsonl(tmp_path / "good.jsonl", *GOOD)
     jsonl(tmp_path / "no_text.jsonl", {"sentence": "The tenant."})
     jsonl(tmp_path / "outside.jsonl", ROW | {"spans": [{"start": 0, "end": 99}]})

@@ -118,6 +118,22 @@ def test_json_and_tables_say_the_same(attnlens: Run, place: Path):
     assert tree(place / "out") != before
 
 
+def test_tables_that_a_kill_left_half_are_written_again(attnlens: Run, place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped while they are put in place: the same command goes on; a fault while they are written leaves nothing."""
+    words = ("diff", "BASE", "TUNED", "-o", "half")
+    with monkeypatch.context() as patch:
+        patch.setattr("attnlens.checkpoints.files.write", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert refused(attnlens(*words), "the disk is full")
+    assert not any((place / "half").glob("*"))
+    assert attnlens(*words).code == 0
+    whole = tree(place / "half")
+    (place / "half" / ".tables").mkdir()
+    for name in ("heads", "modules"):
+        (place / "half" / f"{name}.csv").rename(place / "half" / ".tables" / f"{name}.csv")
+    assert attnlens(*words).code == 0 and tree(place / "half") == whole
+    assert refused(attnlens(*words), "exists: name another folder")
+
+
 def test_progress_goes_to_stderr_as_a_process(place: Path):
     done = process("diff", "BASE", "TUNED", cwd=place)
     assert done.code == 0 and done.out.startswith("base.ckpt → tuned.ckpt\n") and done.err == ""

@@ -40,6 +40,7 @@ def test_the_folder_holds_page_figures_tables_and_data(finished: Finished):
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "references.bib", "summary.json", "figures", "tables",
         "comparison.zarr", "comparison.json", "passages.npz", "weights.csv", "heads.csv", "tests.csv", "run.json",
+        "SHA256SUMS",
     }  # fmt: skip
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert {f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "svg", "png", "csv", "txt", "tex")} == drawn
@@ -112,6 +113,21 @@ def test_a_page_that_was_deleted_is_made_again(attnlens: Run, undrawn: None, tun
     assert attnlens(*words).out == first.out and (tmp_path / "it" / "report.html").exists()
 
 
+def test_a_report_in_which_a_byte_changed_is_made_again(
+    attnlens: Run, undrawn: None, tuning: Tuning, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    words = ("report", tuning.tuned, "-o", "it", "--limit", "20", "--json")
+    first, path = attnlens(*words), tmp_path / "it" / "tests.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0.1", b"0.7", 1))
+    again = attnlens(*words)
+    assert again.out == first.out and path.read_bytes() == whole != whole.replace(b"0.1", b"0.7", 1)
+    told = (
+        "it/tests.csv has changed since it was written (its sha256 is not that in SHA256SUMS): the report is made again"
+    )
+    assert caplog.messages == [told]
+
+
 def test_another_tokenizer_is_another_question(attnlens: Run, undrawn: None, tuning: Tuning, tmp_path: Path):
     """The same weights read other tokens: the earlier report does not answer for them."""
     for name in ("base", "tuned"):
@@ -169,6 +185,8 @@ def test_a_base_that_changed_since_training_is_not_followed(attnlens: Run, tunin
     path = tmp_path / "tuned" / "attnlens.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"base": record["base"] | {"path": str(tuning.tuned)}}))
+    assert refused(attnlens("report", "tuned"), "attnlens.json has changed since it was written")
+    (tmp_path / "tuned" / "SHA256SUMS").unlink()
     assert refused(attnlens("report", "tuned"), "has changed since (its sha256 is not the record's)")
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from attnlens.analysis.results import STORE
-from attnlens.analysis.studies.cells import ROW, Cell, Plan, write
+from attnlens.analysis.studies.cells import ROW, Cell, Plan
 from attnlens.analysis.studies.data import File, Files
 from attnlens.analysis.studies.file import read_study
 from attnlens.analysis.studies.outcome import StudyOutcome, outcome
 from attnlens.analysis.studies.work import COMPARISON, TEXTS, TWIN
+from attnlens.checkpoints.seal import write_facts
 from tests.show.synthetic import make_comparison
 
 HOSTILE = "<script>$x$ & co"
@@ -56,7 +57,7 @@ def made(folder: Path, seeds: int = 6, *, failed: bool = False) -> StudyOutcome:
     )
     for rate, score in ((1e-4, 0.5), (2e-4, 0.6)):
         cell = Cell("base", "contracts", "full", rate, 0)
-        write(folder / cell.path / "trained.json", {"key": plan.key(cell), "held_out": score})
+        write_facts(folder / cell.path / "trained.json", {"key": plan.key(cell), "held_out": score})
     for cell in plan.cells():
         if cell.seed < seeds:
             _write(plan, cell)
@@ -89,4 +90,4 @@ def _write(plan: Plan, cell: Cell) -> None:
     test = {"unit": "accuracy", "higher": True, "texts": 80, "accuracy": float(right.mean()), "macro_f1": 0.5}
     focus = {"keyness": {"verdict": "yes", "layer": 6, "estimate": 9.0, "low": 4.0, "high": 14.0, "rungs": {}}}
     row = {"key": plan.key(cell), "cell": vars(cell), "record": record, "test": test, "focus": focus}
-    write(folder / ROW, row | {"twin": {"accuracy": 0.1} if twin else None, "threads": 1, "device": "cpu"})
+    write_facts(folder / ROW, row | {"twin": {"accuracy": 0.1} if twin else None, "threads": 1, "device": "cpu"})

@@ -157,7 +157,7 @@ def test_the_record_says_what_was_done(tiny: Tiny, data_file: Path, tmp_path: Pa
         if path.suffix == ".json":
             assert str(tmp_path) not in path.read_text(), f"{path.name} holds the home directory"
     assert {path.name for path in output.iterdir()} == {
-        "attnlens.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "attnlens.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "SHA256SUMS",
     }  # fmt: skip
     card = str(result)
     assert "fine-tuned by 'last_k' → ~/tuned.ckpt" in card and "6 texts, 3 labels" in card

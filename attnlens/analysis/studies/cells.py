@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from attnlens.analysis.studies.data import Files
 from attnlens.analysis.studies.file import ArmPart, StudyFile
-from attnlens.checkpoints import files
+from attnlens.checkpoints.seal import read_facts
 from attnlens.core.errors import AttnlensError, OutputExists
 
 CELLS, BEGUN, TRAINED, ROW, FAILED = "cells", "begun.json", "trained.json", "row.json", "failed.json"
@@ -117,9 +116,9 @@ class Plan:
         for rate in arm.rates:
             assert rate is not None
             cell = Cell(model, data, arm.name, rate, self.file.seeds[0])
-            if (facts := read(self.folder / cell.path / TRAINED)) is not None:
+            if (facts := read_facts(self.folder / cell.path / TRAINED)) is not None:
                 scores[rate] = facts["held_out"]
-            elif read(self.folder / cell.path / FAILED) is None:
+            elif read_facts(self.folder / cell.path / FAILED) is None:
                 return None
         return max(sorted(scores), key=lambda rate: scores[rate]) if scores else None
 
@@ -149,7 +148,7 @@ class Plan:
         """Those that lie here trained or measured otherwise."""
         found = []
         for cell in cells:
-            facts = [read(self.folder / cell.path / name) for name in (TRAINED, ROW)]
+            facts = [read_facts(self.folder / cell.path / name) for name in (TRAINED, ROW)]
             if any(fact is not None and fact["key"] != self.key(cell) for fact in facts):
                 found.append(cell)
         return found
@@ -162,13 +161,3 @@ class Plan:
             for name, folder in zip(names, slugs, strict=True):
                 if slugs.count(folder) > 1:
                     raise AttnlensError(f"the name {name!r} among the {part} differs from another by signs alone")
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """The facts in a file of a cell; None where it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def write(path: Path, facts: dict[str, Any]) -> None:
-    """Put facts on disk, whole or not at all, a kill or a power cut in between included."""
-    files.write(path, json.dumps(facts, ensure_ascii=False, indent=1).encode())

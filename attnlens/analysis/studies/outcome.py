@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from attnlens.analysis.results import Answer
-from attnlens.analysis.studies.cells import ROW, Cell, Plan, read
+from attnlens.analysis.studies.cells import ROW, Cell, Plan
 from attnlens.analysis.studies.focus import Focus, focus_of, told
 from attnlens.analysis.studies.quality import arms_quality, of_documents, pairs_quality, ranks, test_values
 from attnlens.analysis.studies.selections import selections
+from attnlens.checkpoints.seal import read_facts
 
 # Of a training record: column → where it stands.
 FACTS = {
@@ -67,7 +68,7 @@ class StudyOutcome:
 
 def outcome(plan: Plan, failed: dict[Cell, str] | None = None) -> StudyOutcome:
     """Gather the finished cells of a study and test what they show; nothing is run."""
-    rows = {cell: row for cell in plan.cells() if (row := read(plan.folder / cell.path / ROW)) is not None}
+    rows = {cell: row for cell in plan.cells() if (row := read_facts(plan.folder / cell.path / ROW)) is not None}
     cells = pd.DataFrame([cell_row(plan, cell, row) for cell, row in rows.items()])
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("arms", "pairs", "profiles", "ranks", "selections")}
     answers = dict[tuple[str, str], dict[str, Answer]]()

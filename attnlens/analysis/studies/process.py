@@ -27,8 +27,9 @@ def main() -> int:
     job: Job = pickle.load(sys.stdin.buffer)  # of our own parent, through a pipe
     import torch
 
-    from attnlens.analysis.studies.cells import FAILED, write
+    from attnlens.analysis.studies.cells import FAILED
     from attnlens.analysis.studies.work import carry_out
+    from attnlens.checkpoints.seal import write_facts
 
     torch.set_num_threads(job.plan.file.threads)
     last = [0.0]
@@ -44,7 +45,7 @@ def main() -> int:
     except Exception as error:  # one cell's fault is not the study's
         told = " ".join(str(error).split()) or type(error).__name__
         facts = {"key": job.plan.key(job.cell), "error": told, "traceback": traceback.format_exc().splitlines()}
-        write(job.folder / FAILED, facts)
+        write_facts(job.folder / FAILED, facts)
         return 1
     return 0
 

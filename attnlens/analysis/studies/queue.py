@@ -13,8 +13,9 @@ from queue import SimpleQueue
 
 import torch
 
-from attnlens.analysis.studies.cells import CELLS, FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import CELLS, FAILED, ROW, TRAINED, Cell, Plan
 from attnlens.analysis.studies.work import Job, without_weights
+from attnlens.checkpoints.seal import read_facts, write_facts
 
 
 @dataclass
@@ -84,7 +85,7 @@ def _has(plan: Plan, cell: Cell, name: str) -> bool:
 def _read(plan: Plan, state: State, workers: dict[int, "_Worker"]) -> None:
     """Bring the state up to date with the disk and the processes."""
     everything = list(dict.fromkeys([*plan.grid(), *plan.cells()]))
-    failures = {cell: read(plan.folder / cell.path / FAILED) for cell in everything}
+    failures = {cell: read_facts(plan.folder / cell.path / FAILED) for cell in everything}
     state.finished = [cell for cell in plan.cells() if _has(plan, cell, ROW)]
     state.failed = {cell: facts["error"] for cell, facts in failures.items() if facts is not None}
     state.running = {worker.job.cell: worker.progress for worker in workers.values()}
@@ -97,7 +98,7 @@ def _settle(worker: "_Worker") -> None:
     if not done and not _has(job.plan, job.cell, FAILED):
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         told = f"its process ended with {reason}; if memory ran out, use fewer processes or a smaller batch_size"
-        write(job.folder / FAILED, {"key": job.plan.key(job.cell), "error": told})
+        write_facts(job.folder / FAILED, {"key": job.plan.key(job.cell), "error": told})
     plan = job.plan
     if done and not plan.file.keep_checkpoints:
         kept = set(plan.cells())

@@ -11,11 +11,12 @@ import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
 from attnlens.analysis.results import Comparison
-from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan
 from attnlens.analysis.studies.file import TWIN
 from attnlens.analysis.studies.judge import Judgement, judge
 from attnlens.checkpoints.identity import read_record
 from attnlens.checkpoints.load import Checkpoint, load_all
+from attnlens.checkpoints.seal import read_facts, write_facts
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
@@ -48,7 +49,7 @@ class Job:
     def is_trained(self) -> bool:
         """Whether nothing is left to train."""
         there = self.checkpoint.is_dir() and (self.twin is None or self.twin.is_dir())
-        return there and read(self.folder / TRAINED) is not None
+        return there and read_facts(self.folder / TRAINED) is not None
 
     @property
     def checkpoint(self) -> Path:
@@ -63,12 +64,12 @@ def carry_out(job: Job, progress: Progress) -> None:
     What was begun for another study file, and not finished, is cleared away: training could not go on from it.
     """
     key = {"key": job.plan.key(job.cell)}
-    if read(job.folder / BEGUN) not in (None, key):
+    if read_facts(job.folder / BEGUN) not in (None, key):
         shutil.rmtree(job.folder)
-    write(job.folder / BEGUN, key)
+    write_facts(job.folder / BEGUN, key)
     if job.cell.arm not in job.plan.given and not job.is_trained:
         _train(job, progress)
-    if job.measure and read(job.folder / ROW) is None:
+    if job.measure and read_facts(job.folder / ROW) is None:
         _measure(job, progress)
         if not job.plan.file.keep_checkpoints and job.cell.arm not in job.plan.given:
             without_weights(job)
@@ -92,7 +93,7 @@ def _train(job: Job, progress: Progress) -> None:
         plan.models[cell.model], train, method=arm.method, output=job.checkpoint, seed=cell.seed, options=options
     )
     score = result.metrics["macro_f1"] if "macro_f1" in result.metrics else -result.metrics["loss"]
-    write(job.folder / TRAINED, {"key": plan.key(cell), "held_out": score})
+    write_facts(job.folder / TRAINED, {"key": plan.key(cell), "held_out": score})
 
 
 def _measure(job: Job, progress: Progress) -> None:
@@ -129,7 +130,7 @@ def _measure(job: Job, progress: Progress) -> None:
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    write(job.folder / ROW, row)
+    write_facts(job.folder / ROW, row)
 
 
 def _judged(model: Checkpoint, test: Corpus, source: str | Path, plan: Plan) -> Judgement | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from attnlens.analysis.studies.cells import BEGUN, FAILED, ROW, TRAINED, Cell, Plan, read, slug, write
+from attnlens.analysis.studies.cells import BEGUN, FAILED, ROW, TRAINED, Cell, Plan, slug
 from attnlens.analysis.studies.data import File, Files
 from attnlens.analysis.studies.file import ArmPart, DataPart, MeasurePart, ModelPart, StudyFile, TrainingPart
+from attnlens.checkpoints.seal import read_facts, write_facts
 from attnlens.core.errors import AttnlensError, OutputExists
 
 GRID = (1e-3, 3e-3, 1e-2)
@@ -43,9 +44,9 @@ def tried(some: Plan, *scores: float | None, data: str = "one") -> None:
     for rate, score in zip(GRID, scores, strict=False):
         folder = some.folder / Cell("tiny", data, "full", rate, 5).path
         if score is None:
-            write(folder / FAILED, {"key": "", "error": "diverged"})
+            write_facts(folder / FAILED, {"key": "", "error": "diverged"})
         else:
-            write(folder / TRAINED, {"key": some.key(Cell("tiny", data, "full", rate, 5)), "held_out": score})
+            write_facts(folder / TRAINED, {"key": some.key(Cell("tiny", data, "full", rate, 5)), "held_out": score})
 
 
 def test_the_grid_is_tried_on_the_first_seed(tmp_path: Path):
@@ -155,7 +156,7 @@ def test_the_key_of_a_given_checkpoint_has_its_weights(tmp_path: Path):
 @pytest.mark.parametrize("name", [TRAINED, ROW])
 def test_cells_of_another_study_are_refused(tmp_path: Path, name: str):
     some = plan(tmp_path)
-    write(some.folder / HEAD.path / name, {"key": some.key(HEAD)})
+    write_facts(some.folder / HEAD.path / name, {"key": some.key(HEAD)})
     some.check(some.possible())
     other = plan(tmp_path, study(training=TrainingPart(max_steps=3)))
     assert other.strange(other.possible()) == [HEAD]
@@ -164,8 +165,8 @@ def test_cells_of_another_study_are_refused(tmp_path: Path, name: str):
 
 
 def test_what_was_not_finished_is_no_obstacle(tmp_path: Path):
-    write(tmp_path / HEAD.path / BEGUN, {"key": "other"})
-    write(tmp_path / HEAD.path / FAILED, {"key": "other", "error": "no memory"})
+    write_facts(tmp_path / HEAD.path / BEGUN, {"key": "other"})
+    write_facts(tmp_path / HEAD.path / FAILED, {"key": "other", "error": "no memory"})
     plan(tmp_path).check(plan(tmp_path).possible())
 
 
@@ -189,9 +190,9 @@ def test_a_cell_has_a_name_and_a_place():
 
 def test_facts_are_on_disk_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "folder" / "row.json"
-    assert read(path) is None
-    write(path, {"ä": [1, None]})
-    assert read(path) == {"ä": [1, None]}
+    assert read_facts(path) is None
+    write_facts(path, {"ä": [1, None]})
+    assert read_facts(path) == {"ä": [1, None]}
     with pytest.raises(TypeError):
-        write(path, {"ä": object()})
-    assert read(path) == {"ä": [1, None]}
+        write_facts(path, {"ä": object()})
+    assert read_facts(path) == {"ä": [1, None]}

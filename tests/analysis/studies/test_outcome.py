@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from attnlens.analysis.results import Comparison, open_comparison
-from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import BEGUN, ROW, TRAINED, Cell, Plan
 from attnlens.analysis.studies.focus import Focus
 from attnlens.analysis.studies.outcome import StudyOutcome, cell_row, outcome
 from attnlens.analysis.studies.run import StudyOptions, planned
 from attnlens.analysis.studies.work import COMPARISON, TEXTS, TWIN, Job, carry_out
+from attnlens.checkpoints.seal import read_facts, write_facts
 from tests.analysis.studies.small import FROZEN, GIVEN, GRID, small
 from tests.conftest import Tuning
 
@@ -237,19 +238,19 @@ def test_what_another_study_began_is_begun_anew(tuning: Tuning, tmp_path: Path):
     cell = first.cells()[0]
     interrupted(first, cell)
     left = first.folder / cell.path
-    assert read(left / BEGUN) == {"key": first.key(cell)} and not (left / TRAINED).exists()
+    assert read_facts(left / BEGUN) == {"key": first.key(cell)} and not (left / TRAINED).exists()
     path.write_text(path.read_text().replace("max_steps = 8", "max_steps = 4"))
     second = planned(path, StudyOptions(output=tmp_path / "study"))
     (left / "mark").touch()
     carry_out(Job(second, cell, measure=False), silent)
-    assert (read(left / TRAINED) or {})["key"] == second.key(cell) and not (left / "mark").exists()
+    assert (read_facts(left / TRAINED) or {})["key"] == second.key(cell) and not (left / "mark").exists()
 
 
 def test_a_trained_cell_without_its_weights_is_trained_again(tuning: Tuning, tmp_path: Path):
     """As when a learning rate that lost wins, for another was taken out of the grid."""
     plan = planned(small(tmp_path, tuning, FROZEN), StudyOptions(output=tmp_path / "study"))
     job = Job(plan, plan.cells()[0], measure=True)
-    write(job.folder / TRAINED, {"key": plan.key(job.cell), "held_out": 0.5})
+    write_facts(job.folder / TRAINED, {"key": plan.key(job.cell), "held_out": 0.5})
     assert not job.is_trained
     job.checkpoint.mkdir()
-    assert job.is_trained and read(job.folder / ROW) is None
+    assert job.is_trained and read_facts(job.folder / ROW) is None

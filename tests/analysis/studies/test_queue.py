@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from attnlens.analysis.studies import queue
-from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan, read, write
+from attnlens.analysis.studies.cells import FAILED, ROW, TRAINED, Cell, Plan
 from attnlens.analysis.studies.queue import State, run_cells
 from attnlens.analysis.studies.work import Job
+from attnlens.checkpoints.seal import read_facts, write_facts
 from tests.analysis.studies.test_cells import GRID, plan
 
 SCORES = dict(zip(GRID, (0.1, 0.3, 0.2), strict=True))
@@ -31,10 +32,10 @@ class Instant:
     def work(self) -> None:
         key = {"key": self.job.plan.key(self.job.cell)}
         if self.job.measure:
-            write(self.job.folder / ROW, key)
+            write_facts(self.job.folder / ROW, key)
         else:
             assert self.job.cell.rate is not None
-            write(self.job.folder / TRAINED, key | {"held_out": SCORES[self.job.cell.rate]})
+            write_facts(self.job.folder / TRAINED, key | {"held_out": SCORES[self.job.cell.rate]})
 
 
 class Killed(Instant):
@@ -78,9 +79,9 @@ def test_a_grid_with_a_failure_is_tried_again_before_it_is_decided(tmp_path: Pat
     some = plan(tmp_path)
     first, second, third = some.grid()[:3]
     for cell, score in ((first, 0.1), (third, 0.2)):
-        write(some.folder / cell.path / TRAINED, {"key": some.key(cell), "held_out": score})
-    write(some.folder / second.path / FAILED, {"key": "", "error": "no memory"})
+        write_facts(some.folder / cell.path / TRAINED, {"key": some.key(cell), "held_out": score})
+    write_facts(some.folder / second.path / FAILED, {"key": "", "error": "no memory"})
     assert some.chosen("tiny", "one", some.arm("full")) == third.rate
     ran(some, Instant, monkeypatch, processes=20)
-    assert (second, False) in Instant.done and read(some.folder / second.path / FAILED) is None
+    assert (second, False) in Instant.done and read_facts(some.folder / second.path / FAILED) is None
     assert {cell.rate for cell, _ in Instant.done if cell.arm == "full" and cell.data == "one"} == {second.rate}

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnlens.analysis.studies.cells import BEGUN, CELLS, FAILED, ROW, TRAINED, Cell, Plan, read
+from attnlens.analysis.studies.cells import BEGUN, CELLS, FAILED, ROW, TRAINED, Cell, Plan
 from attnlens.analysis.studies.outcome import StudyOutcome, outcome
 from attnlens.analysis.studies.queue import State
 from attnlens.analysis.studies.run import StudyOptions, held, planned, run
 from attnlens.analysis.studies.work import TEXTS, Job, carry_out
+from attnlens.checkpoints.seal import read_facts
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError, OutputExists
 from tests.analysis.studies.small import BROKEN, FROZEN, GIVEN, GRID, small
 from tests.conftest import Tuning
@@ -143,7 +144,7 @@ def test_all_cells_have_rows_and_the_table_has_all_arms(undisturbed: Ran):
     rates = {cell.rate for cell in plan.cells()}
     assert len(rates) == 1 and rates <= {1e-2, 3e-3}
     for cell in plan.cells():
-        facts = read(plan.folder / cell.path / ROW)
+        facts = read_facts(plan.folder / cell.path / ROW)
         assert facts is not None and facts["key"] == plan.key(cell)
         assert facts["threads"] == 1 and facts["device"] == "cpu"
     found = outcome(plan)
@@ -153,7 +154,7 @@ def test_all_cells_have_rows_and_the_table_has_all_arms(undisturbed: Ran):
 
 def test_the_chosen_rate_is_the_best_on_held_out_rows(undisturbed: Ran):
     plan = undisturbed.plan
-    scores = {cell.rate: (read(plan.folder / cell.path / TRAINED) or {})["held_out"] for cell in plan.grid()}
+    scores = {cell.rate: (read_facts(plan.folder / cell.path / TRAINED) or {})["held_out"] for cell in plan.grid()}
     assert plan.chosen("tiny", "clauses", plan.arm("full")) == max(sorted(scores), key=lambda rate: scores[rate])  # pyright: ignore
 
 
@@ -199,7 +200,7 @@ def test_a_kill_and_the_number_of_processes_change_no_number(undisturbed: Ran, k
         with np.load(one.folder / cell.path / TEXTS) as a, np.load(other.folder / cell.path / TEXTS) as b:
             np.testing.assert_array_equal(a["values"], b["values"])
     for cell in one.grid():
-        assert read(one.folder / cell.path / TRAINED) == read(other.folder / cell.path / TRAINED)
+        assert read_facts(one.folder / cell.path / TRAINED) == read_facts(other.folder / cell.path / TRAINED)
 
 
 # --- failures ----------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on(failing: Ran):
     broken, given = (Cell("tiny", "clauses", arm, None, 0) for arm in ("broken", "given"))
     assert last.finished == [given] and list(last.failed) == [broken] and last.total == 2
     assert "9" in last.failed[broken] and "block" in last.failed[broken]
-    facts = read(failing.plan.folder / broken.path / FAILED)
+    facts = read_facts(failing.plan.folder / broken.path / FAILED)
     assert (
         facts is not None and facts["error"] == last.failed[broken] and "TrainingError" in "".join(facts["traceback"])
     )
@@ -291,7 +292,7 @@ def test_other_weights_are_another_study(finished: Path, tuning: Tuning, tmp_pat
 def test_a_seed_or_an_arm_more_goes_on_from_what_is_there(finished: Path, tuning: Tuning, tmp_path: Path):
     path = small(tmp_path / "more", tuning, GRID, GIVEN, FROZEN, seeds="seeds = [0, 1, 2]")
     plan = planned(path, StudyOptions(output=finished))
-    missing = [cell for cell in plan.cells() if read(finished / cell.path / ROW) is None]
+    missing = [cell for cell in plan.cells() if read_facts(finished / cell.path / ROW) is None]
     assert [(cell.arm, cell.seed) for cell in missing] == [
         *[("given", 0), ("head", 0), ("head", 1)],
         *[("full", 2), ("head", 2)],
