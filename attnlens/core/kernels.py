@@ -328,7 +328,7 @@ class _Results:
         base, rows = _Passes(*self.wanted.against), self.first.rows
         left = base.first(NOTHING).rows
         jsd, forward, backward, moved, lost, gained = self.passes.pairs(base, (left[LSE], rows[LSE]))
-        sums = Sums(moved, -2 * jsd, torch.zeros_like(jsd), forward, backward, lost > 0, gained > 0)
+        sums = Sums(moved, -2 * jsd, forward, backward, lost > 0, gained > 0)
         empty = self.empty | (left[TOTAL] == 0)
         return {name: PAIRS[name].of(sums).masked_fill(empty, torch.nan) for name in self.wanted.pairs}
 

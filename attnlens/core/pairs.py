@@ -37,18 +37,17 @@ class Sums(NamedTuple):
 
     moved: Σ |q − p|. mixed: Σ M [(2 + x) log(1 + x/2) + a (1 + x)], which is −2 JSD: of weights M and M (1 + x) the
     mean is M (1 + x/2), so the former adds −½ M log(1 + x/2) and the latter ½ M (1 + x)(−a − log(1 + x/2)).
-    both: Σ M (1 − e⁻ᵃ − a e⁻ᵃ), what a key adds to the KL divergence from the map in which it has the smaller weight.
-    forward, backward: what is to be added to it, Σ M (a − 2 + (a + 2) e⁻ᵃ) over the keys of larger p, and of larger q.
+    forward, backward: KL(p‖q) and KL(q‖p), finite: a key adds M (1 − e⁻ᵃ − a e⁻ᵃ) to the divergence from the map in
+    which it has the smaller weight, and M (a − 1 + e⁻ᵃ) to the other; None where they were not asked for.
     lost, gained: (b|1, h|1, q) rows where tuned hides a key that base sees, and the reverse; None where none does.
     """
 
     moved: Tensor
     mixed: Tensor
-    both: Tensor
-    forward: Tensor
-    backward: Tensor
-    lost: Tensor | None
-    gained: Tensor | None
+    forward: Tensor | None = None
+    backward: Tensor | None = None
+    lost: Tensor | None = None
+    gained: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,28 @@ def jsd(sums: Sums) -> Tensor:
 @_pair(unit="nats", high=inf, reference="Kullback & Leibler 1951")
 def kl_forward(sums: Sums) -> Tensor:
     """KL(base‖tuned) = Σ p (log p − log q); ∞ where tuned hides what base sees. [1/2, 1/2], [1/4, 3/4] → 0.1438."""
-    rows = sums.both + sums.forward
-    return rows if sums.lost is None else rows.masked_fill(sums.lost, inf)
+    return _divergence(sums.forward, sums.lost)
 
 
 @_pair(unit="nats", high=inf, reference="Kullback & Leibler 1951")
 def kl_backward(sums: Sums) -> Tensor:
     """KL(tuned‖base) = Σ q (log q − log p); ∞ where base hides what tuned sees. [1/2, 1/2], [1/4, 3/4] → 0.1308."""
-    rows = sums.both + sums.backward
-    return rows if sums.gained is None else rows.masked_fill(sums.gained, inf)
+    return _divergence(sums.backward, sums.gained)
 
 
 @_pair(unit="share", high=1.0, reference="METRICS 4")
 def tv(sums: Sums) -> Tensor:
     """½ Σ |q − p|: the share of attention that moved. [1/2, 1/2] and [1/4, 3/4] → 1/4."""
     return (sums.moved / 2).clamp(max=1.0)
+
+
+DIRECTED = {"kl_forward", "kl_backward"}  # a third of all passes serves these alone
+
+
+def _divergence(rows: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """Sums of rows, ∞ where a key that one map sees is hidden in the other."""
+    assert rows is not None
+    return rows if hidden is None else rows.masked_fill(hidden, inf)
 
 
 class PairKeeper:
@@ -130,7 +136,7 @@ class PairKeeper:
         empty = (left.count == 0) | (right.count == 0)
         if self.queries is not None:
             empty = empty | ~self.queries.to(empty.device)[box.texts, None, box.queries]
-        sums = _sums(left, right, self.base.room)
+        sums = _sums(left, right, self.base.room, directed=not DIRECTED.isdisjoint(self.kept))
         for name, kept in self.kept.items():
             kept[rows] = PAIRS[name].of(sums).masked_fill(empty, torch.nan)
 
@@ -161,7 +167,7 @@ def _check(base: Logits, tuned: Logits) -> None:
         raise ShapeError("two maps must both have a learned null key (sinks), or neither")
 
 
-def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor]) -> Sums:
+def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor], *, directed: bool) -> Sums:
     """Two tiles of one box, summed over their keys. Overwrites the logits of base; room: memory for a tile, by name.
 
     The maximum logit is 0, so log p = logits + log of the largest weight.
@@ -176,6 +182,8 @@ def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor
     torch.mul(x, 0.5, out=terms).log1p_()
     terms.addcmul_(terms, rest).addcmul_(a, rest)
     mixed = terms.mul_(larger).sum(-1)
+    if not directed:
+        return Sums(-x.mul_(larger).sum(-1), mixed)
     torch.add(a, x, out=terms).mul_(larger)  # M (a − 1 + e⁻ᵃ), from the map in which the key has the larger weight
     rest.mul_(a).add_(x).mul_(larger)  # the same, from the map in which it has the smaller weight, negative
     terms.add_(rest)  # how much more the former is
@@ -187,4 +195,5 @@ def _sums(base: Tile, tuned: Tile, room: Callable[[str, tuple[int, ...]], Tensor
     if not alike and (base.visible is not None or tuned.visible is not None):
         sees = [d.new_ones((), dtype=torch.bool) if seen is None else seen for seen in (base.visible, tuned.visible)]
         lost, gained = (sees[0] & ~sees[1]).any(-1), (sees[1] & ~sees[0]).any(-1)
-    return Sums(-moved, mixed, -rest.sum(-1), forward, backward, lost, gained)
+    both = rest.sum(-1)
+    return Sums(-moved, mixed, forward - both, backward - both, lost, gained)

@@ -257,6 +257,14 @@ def test_maps_that_do_not_fit(change, message: str):
         pair_statistics(base, change(tuned), ALL)
 
 
+@pytest.mark.parametrize("case", ["plain", "causal"])
+def test_asked_alone_each_is_what_it_is_among_all(case: str):
+    _, (base, tuned), _ = pair(CASES[case])
+    together = pair_statistics(base, tuned, ALL)
+    for name in ALL:
+        assert torch.equal(pair_statistics(base, tuned, (name,))[name], together[name])
+
+
 def test_unknown_name():
     _, (base, tuned), _ = pair({})
     with pytest.raises(UnknownName, match="did you mean 'kl_forward'"):
