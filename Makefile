@@ -29,13 +29,15 @@ figures: $(VENV)/.dev
 bench: $(VENV)/.dev
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-# A quarter of an hour on two cores.
+# An hour or two on two cores.
 bench-long: $(VENV)/.dev
 	$(BIN)/python tests/bench/bench_record.py --lengths 16384 --threads 2
+	$(BIN)/python tests/bench/bench_soak.py --texts 50000
 
-# Files with any bytes, 100,000 of each kind; what fails is kept in .hypothesis and tried first the next time.
+# Files with any bytes, 100,000 of each kind; 200 changed bytes a file; 20 kills a command. What fails is kept in
+# .hypothesis and tried first the next time.
 fuzz: $(VENV)/.dev
-	ATTNLENS_FUZZ=100000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto tests/test_fuzz.py
+	ATTNLENS_FUZZ=100000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto tests/test_fuzz.py tests/test_fuzz_analysis.py tests/test_corruption.py tests/test_kills.py
 
 # torch is installed by its exact pin first: any looser request makes pip fetch gigabytes of CUDA packages.
 $(VENV)/.base: constraints.txt

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from attnlens.analysis.fitting import fitting
 from attnlens.analysis.parts import Progress
 from attnlens.analysis.prepare import Batch, Prepared, assemble, plan
 from attnlens.checkpoints.causality import is_causal
@@ -198,22 +200,36 @@ def _measure(
     done = 0
     if options.progress is not None:
         options.progress(done, len(sets))
+    work = partial(_of_batch, models, prepared, sets, outcome, options)
     for indices in plan(prepared, options.batch_size):
-        for number, checkpoint in enumerate(models):
-            batch = assemble(prepared, indices, checkpoint)
-            run = _Run(checkpoint, batch, outcome.name, [prepared.examples[i] for i in indices], options.layers)
-            # Nothing is hidden, on the same path: what differs below is the words, not the arithmetic.
-            whole = run(torch.zeros_like(batch.mask, dtype=torch.bool))
-            for kind in range(options.draws + 1):
-                words = [sets[i].controls[kind - 1] if kind else sets[i].salient for i in indices]
-                keys = _tokens([prepared.encodings[i] for i in indices], words, batch)
-                effect = _effect(whole, run(keys), batch.rows, outcome)
-                if not np.isfinite(effect).all():
-                    raise CheckpointError(f"{checkpoint.name} gives NaN outputs: its weights are not finite")
-                values[number, indices, kind] = effect
+        values[:, indices] = np.concatenate(fitting(work, prepared, indices), 1)
         done += len(indices)
         if options.progress is not None:
             options.progress(done, len(sets))
+    return values
+
+
+def _of_batch(
+    models: Sequence[Checkpoint],
+    prepared: Prepared,
+    sets: Sequence[ControlSets],
+    outcome: Outcome,
+    options: KnockoutOptions,
+    indices: np.ndarray,
+) -> np.ndarray:
+    """Effects (M, B, 1 + k) on the texts of these indices."""
+    values = np.empty((len(models), len(indices), options.draws + 1))
+    for number, checkpoint in enumerate(models):
+        batch = assemble(prepared, indices, checkpoint)
+        run = _Run(checkpoint, batch, outcome.name, [prepared.examples[i] for i in indices], options.layers)
+        # Nothing is hidden, on the same path: what differs below is the words, not the arithmetic.
+        whole = run(torch.zeros_like(batch.mask, dtype=torch.bool))
+        for kind in range(options.draws + 1):
+            words = [sets[i].controls[kind - 1] if kind else sets[i].salient for i in indices]
+            keys = _tokens([prepared.encodings[i] for i in indices], words, batch)
+            values[number, :, kind] = _effect(whole, run(keys), batch.rows, outcome)
+        if not np.isfinite(values[number]).all():
+            raise CheckpointError(f"{checkpoint.name} gives NaN outputs: its weights are not finite")
     return values
 
 

@@ -1,8 +1,8 @@
 """Run the models over the prepared texts under `record`, in parts of whole batches, and join what was found."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlens.analysis import hidden
+from attnlens.analysis.fitting import fitting
 from attnlens.analysis.parts import Arrays, Parts, Progress, fingerprint, silent
 from attnlens.analysis.prepare import (
     CONTROL,
@@ -31,13 +32,11 @@ from attnlens.checkpoints.record import record
 from attnlens.checkpoints.tape import Site
 from attnlens.checkpoints.virtual import GROUP
 from attnlens.core.agreement import agreement
-from attnlens.core.errors import AttnlensError, CheckpointError
+from attnlens.core.errors import CheckpointError
 from attnlens.core.pairs import PAIRS, Logits
 
 ROWS = ("entropy", "entropy_normalized", "effective_keys", "entropy_content")
 STATISTICS = (*ROWS, "mass", "received_mean")
-# How devices without an error of its own for it say that memory is full: the CPU, and Apple's GPUs.
-NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
 # Those of marked words alone, and those of all columns of a definition.
 MARKED_ONLY = ("lift", "log_odds", "entropy_between", "share_value")
 FOCUS = (*MARKED_ONLY, "share", "received")
@@ -107,7 +106,8 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka and cka_tokens
     (M, L + 1), as analysis/hidden.py has them; NaN for a reference itself, missing where a model gives no states.
     """
-    looks = [_first_look(subject.checkpoint, prepared) for subject in subjects]
+    shortest = np.array([np.argmin([len(encoded.ids) for encoded in prepared.encodings])])
+    looks = [fitting(partial(_first_look, subject.checkpoint, prepared), prepared, shortest)[0] for subject in subjects]
     batches = plan(prepared, options.batch_size, options.memory * GIB / looks[0].weight)
     block = -(-len(batches) // MOST_PARTS)
     groups = [batches[start : start + block] for start in range(0, len(batches), block)]
@@ -130,19 +130,13 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
 
 
-def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
+def _first_look(checkpoint: Checkpoint, prepared: Prepared, shortest: np.ndarray) -> Look:
     """What a pass over the shortest text tells."""
-    shortest = int(np.argmin([len(encoded.ids) for encoded in prepared.encodings]))
-    batch = assemble(prepared, np.array([shortest]), checkpoint)
+    batch = assemble(prepared, shortest, checkpoint)
     names = ("max_weight", *(("share_value",) if prepared.salience else ()))
     recorder = record(checkpoint.backbone, names, groups=batch.columns, keep=True, without_virtual=True)
-    try:
-        with torch.inference_mode(), checkpoint.active(), recorder as tape:
-            output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
-    except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
-            raise
-        raise _too_long(batch.ids.shape[1]) from error
+    with torch.inference_mode(), checkpoint.active(), recorder as tape:
+        output = checkpoint.backbone(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
     call = tape.only()
     kept = [tensor for site in call.logits for tensor in (site.query, site.key)]
     states = hidden.states_of(output, batch.ids.shape[1])
@@ -154,39 +148,10 @@ def _first_look(checkpoint: Checkpoint, prepared: Prepared) -> Look:
 
 def _part(subjects: Sequence[Subject], prepared: Prepared, group: list[np.ndarray]) -> Arrays:
     """Statistics of all models on a few whole batches."""
-    collected = [arrays for indices in group for arrays in _fitting(subjects, prepared, indices)]
+    work = partial(_of_batch, subjects, prepared)
+    collected = [arrays for indices in group for arrays in fitting(work, prepared, indices)]
     part = {name: np.concatenate([arrays[name] for arrays in collected], 1) for name in collected[0]}
     return {**part, "example": np.concatenate(group)}
-
-
-def _fitting(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> list[Arrays]:
-    """Statistics of all models on one batch, or on its halves where memory does not hold it."""
-    try:
-        return [_of_batch(subjects, prepared, indices)]
-    except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
-            raise
-        longest = max(len(prepared.encodings[index].ids) for index in indices)
-        if len(indices) == 1:
-            raise _too_long(longest) from error
-    # Outside of `except`, which keeps what the failed attempt had allocated.
-    half = len(indices) // 2
-    logging.getLogger("attnlens").warning(
-        f"memory does not hold {len(indices)} texts of {longest} tokens at once: going on with {half}"
-    )
-    return [*_fitting(subjects, prepared, indices[:half]), *_fitting(subjects, prepared, indices[half:])]
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether fewer texts at once could mend it."""
-    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return lacking or any(sign in str(error) for sign in NO_MEMORY)
-
-
-def _too_long(tokens: int) -> AttnlensError:
-    return AttnlensError(
-        f"memory does not hold one text of {tokens} tokens: shorten texts with --max-length, or choose another --device"
-    )
 
 
 def _of_batch(subjects: Sequence[Subject], prepared: Prepared, indices: np.ndarray) -> Arrays:

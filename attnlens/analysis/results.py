@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.analysis.word_maps import WordMaps
+from attnlens.checkpoints.config import first_line
 from attnlens.checkpoints.seal import SUMS, check_seal, seal
 from attnlens.core.errors import AttnlensError, OutputExists
 from attnlens.core.resampling import document_means
@@ -217,6 +218,13 @@ def open_comparison(directory: str | Path) -> Comparison:
     if missing:
         raise AttnlensError(f"{folder} holds no comparison: {missing[0]} is missing of what `attnlens report` writes")
     check_seal(folder)
+    try:
+        return _opened(folder)
+    except Exception as error:  # what xarray, Zarr and pandas raise for a damaged file has no common root below it
+        raise AttnlensError(f"{folder} holds a comparison that cannot be read: {first_line(error)}") from error
+
+
+def _opened(folder: Path) -> Comparison:
     with xr.open_zarr(folder / STORE, consolidated=True, chunks=None) as stored:
         data = stored.load()
     weights, heads, tests = (_table(folder / f"{table}.csv") for table in TABLES)

@@ -30,8 +30,8 @@ from transformers.utils.hub import cached_file
 from attnlens.checkpoints.blocks import head_parameters
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import longest_input
-from attnlens.checkpoints.seal import check_seal
-from attnlens.checkpoints.source import check_hub, read_json
+from attnlens.checkpoints.shelf import Shelf
+from attnlens.checkpoints.source import check_hub, locate
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
 
 Loaded = TypeVar("Loaded")
@@ -180,8 +180,7 @@ def _locate(base: str | Path) -> tuple[str, str]:
             raise CheckpointError(
                 f"{home_free(local)} holds no {CONFIG_NAME}: needed a Hugging Face checkpoint directory."
             )
-        check_seal(local)
-        read_json(local / CONFIG_NAME)
+        Shelf(locate(local).files)  # a file that lies or names code is refused before anything reads it
         return str(local), home_free(local.resolve())
     if local.exists():
         raise CheckpointError(f"{home_free(local)} is a file: needed a Hugging Face checkpoint directory or a hub id.")

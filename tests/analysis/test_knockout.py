@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 from attnlens.analysis.knockout import KnockoutOptions, choose_outcome, knockout
-from attnlens.analysis.prepare import Prepared, Reading, prepare
+from attnlens.analysis.prepare import Prepared, Reading, assemble, prepare
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import CheckpointError, CorpusError, ShapeError
 from attnlens.text.align import encode, token_weights
@@ -275,3 +275,20 @@ def test_bad_input(base: Checkpoint, prepared: Prepared):
         broken.model.encoder.layer[1].output.dense.weight.fill_(torch.nan)
     with pytest.raises(CheckpointError, match="broken gives NaN outputs"):
         knockout([base, broken], prepared, OPTIONS)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    base: Checkpoint, tuned: Checkpoint, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+):
+    """The same effects, text by text."""
+    whole = knockout([base, tuned], prepared, OPTIONS)
+
+    def crowded(batch: Prepared, indices: np.ndarray, checkpoint: Checkpoint, real=assemble):
+        if len(indices) > 2:
+            raise MemoryError
+        return real(batch, indices, checkpoint)
+
+    monkeypatch.setattr("attnlens.analysis.knockout.assemble", crowded)
+    halved = knockout([base, tuned], prepared, OPTIONS)
+    for name in ARRAYS:
+        np.testing.assert_allclose(halved[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)

@@ -1,6 +1,7 @@
 """`attnlens report`: what it writes and says; the same question twice, another one in the same folder, kills."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -66,6 +67,20 @@ def test_asked_again_nothing_is_measured(
         assert done.out.splitlines()[-1] == "Report: report-base.ckpt-vs-tuned.ckpt/report.html"
         assert attnlens("report", *checkpoints, "--json").out == finished.done.out
     assert tree(finished.folder) == before
+
+
+def test_the_command_of_its_provenance_gives_the_same_answer(
+    attnlens: Run, undrawn: None, finished: Finished, tmp_path: Path
+):
+    """In another folder, the one that a stored comparison names: the same numbers to the byte."""
+    record = json.loads((finished.folder / "comparison.json").read_text())
+    words = shlex.split(record["provenance"]["command"])
+    assert words[:2] == ["attnlens", "report"]
+    assert attnlens(*words[1:], "--json").out == finished.done.out
+    again = tree(tmp_path / finished.folder.name)
+    for name, content in tree(finished.folder).items():
+        if name.startswith("comparison.zarr/") or (name.endswith("s.csv") and "/" not in name):
+            assert again[name] == content, name
 
 
 def test_every_line_fits_a_screen_of_eighty_columns(

@@ -381,13 +381,16 @@ def test_a_place_that_cannot_be_written(tiny: Tiny, corpus: Corpus, data_file: P
         ("file.txt", r"file\.txt is a file: needed"),
         ("unheard/of-model", "unheard/of-model is no folder here, and no such model could be had"),
         ("garbage", "cannot load .*garbage: "),
+        ("hollow", "the weights of hollow cannot be loaded: it holds neither model.safetensors nor pytorch_model.bin"),
     ],
 )
 def test_bases_that_are_none(base: str, message: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "garbage").mkdir()
-    (tmp_path / "garbage" / "config.json").write_text('{"model_type": "nonsense"}')
+    for name in ("garbage", "hollow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "nonsense"}')
+    save_file({"a": torch.ones(1)}, tmp_path / "garbage" / "model.safetensors")
     (tmp_path / "file.txt").write_text("no model")
     with pytest.raises(CheckpointError, match=message) as error:
         finetune(base, corpus, output=tmp_path / "out", options=FEW)

@@ -1,9 +1,11 @@
 """Quality of the arms on test texts: over seeds and documents at once (METRICS 6.2, levels B and C), and ranks."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from scipy.stats import friedmanchisquare, rankdata
 from attnlens.analysis.studies.cells import Cell, Plan
 from attnlens.analysis.studies.work import TEXTS
 from attnlens.core.crossed import Crossed, crossed_t
+from attnlens.core.errors import AttnlensError
 from attnlens.core.multiplicity import holm
 from attnlens.core.resampling import document_means
 
@@ -43,8 +46,14 @@ def test_values(plan: Plan, rows: dict[Cell, dict[str, Any]]) -> Values:
 
 def of_documents(plan: Plan, cell: Cell) -> np.ndarray:
     """What a cell reached on every test document (D,), a mean over its texts."""
-    with np.load(plan.folder / cell.path / TEXTS, allow_pickle=False) as arrays:
-        return document_means(arrays["values"], arrays["documents"])
+    path = plan.folder / cell.path / TEXTS
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return document_means(arrays["values"], arrays["documents"])
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise AttnlensError(
+            f"{path} is missing or damaged: remove {path.parent}, and the same command makes it again"
+        ) from error
 
 
 def arms_quality(values: Values, order: Sequence[str], reference: str, margin: float) -> pd.DataFrame:
