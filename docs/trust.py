@@ -119,12 +119,12 @@ FAULTS = (
     ),
     (
         "`diff` is killed at random moments",
-        "no half tables; the same bytes the next time",
+        "no half table; the same bytes the next time",
         "test_diff_ends_the_same_after_kills",
     ),
     (
-        "`diff` is killed while its tables are put in place",
-        "the same command completes them",
+        "`diff` is killed between its tables",
+        "the same command completes them; another one is refused",
         "test_tables_that_a_kill_left_half_are_written_again",
     ),
     (
@@ -138,7 +138,7 @@ FAULTS = (
         "test_a_changed_byte_in_a_stored_comparison",
     ),
     (
-        "a byte of a complete report changes",
+        "a byte of the numbers behind a complete report changes",
         "`report` says so and makes it again",
         "test_a_report_in_which_a_byte_changed_is_made_again",
     ),
@@ -149,8 +149,18 @@ FAULTS = (
     ),
     (
         "a byte of an interrupted training changes",
-        "it goes on from the step before, to the same bits",
+        "it goes on from the step before, says so, and ends with the same bits",
         "test_a_changed_byte_in_an_interrupted_training",
+    ),
+    (
+        "all steps of an interrupted training are damaged",
+        "one line before any work; nothing is removed",
+        "test_a_training_of_which_no_step_is_whole",
+    ),
+    (
+        "a file of a stored comparison goes missing",
+        "one line that names it",
+        "test_a_file_that_is_missing_in_a_stored_comparison",
     ),
     (
         "a byte of a cell of a study changes",

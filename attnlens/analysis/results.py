@@ -217,9 +217,11 @@ def open_comparison(directory: str | Path) -> Comparison:
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise AttnlensError(f"{folder} holds no comparison: {missing[0]} is missing of what `attnlens report` writes")
-    check_seal(folder)
+    check_seal(folder, whole=True)
     try:
         return _opened(folder)
+    except MemoryError:
+        raise
     except Exception as error:  # what xarray, Zarr and pandas raise for a damaged file has no common root below it
         raise AttnlensError(f"{folder} holds a comparison that cannot be read: {first_line(error)}") from error
 

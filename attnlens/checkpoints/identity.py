@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def weights_sha256(directory: str | Path) -> str:
         raise CheckpointError(
             f"{home_free(folder)} holds no *.safetensors and no *.bin: needed a checkpoint with weights."
         )
-    return files_sha256(files)
+    return file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -52,6 +53,17 @@ def home_free(path: str | Path) -> str:
     if home != Path(home.anchor) and path.is_relative_to(home):
         return str(Path("~") / path.relative_to(home))
     return str(path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of one file; its bytes are read once as long as nobody writes to it: commands ask several times."""
+    facts = path.stat()
+    return _remembered(path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+
+
+@cache
+def _remembered(path: Path, *facts: int) -> str:
+    return files_sha256([path])
 
 
 def files_sha256(files: Iterable[Path]) -> str:

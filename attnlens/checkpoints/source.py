@@ -22,6 +22,7 @@ BOTTLENECK = "BOTTLENECK"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+READ = (".json", ".jinja", ".model", ".txt")  # what else is read of a checkpoint than weights
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 NEEDED = f"needed a Hugging Face checkpoint directory, an adapter directory, a {'/'.join(ENDINGS)} file or a hub id"
 
@@ -72,9 +73,17 @@ def locate(source: str | Path, *, config: str | Path | None = None, tokenizer: s
     config: folder (or config.json) or hub id, for a single file, or a folder without config.json. tokenizer: for a
     single file, or where there are no tokenizer files. An adapter's base is looked for here before the hub.
     """
+    found = _found(source, *(None if part is None else _part(part) for part in (config, tokenizer)))
+    for file in found.files:
+        check_seal(file)
+    for folder in {part for part in (found.path, found.config, found.tokenizer) if isinstance(part, Path)}:
+        if folder.is_dir():
+            check_seal(folder, READ)
+    return found
+
+
+def _found(source: str | Path, config: Path | str | None, tokenizer: Path | str | None) -> Source:
     path = Path(source).expanduser()
-    config, tokenizer = (None if part is None else _part(part) for part in (config, tokenizer))
-    check_seal(path)
     if path.is_dir():
         if any((path / name).is_file() for name in (ADAPTER_CONFIG, BOTTLENECK_CONFIG)):
             return _adapter(path, tokenizer)

@@ -1,5 +1,6 @@
 """`attnlens diff`: what tuning did to the weights, read from the files; no model runs."""
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attnlens.analysis.difference import Difference
-
-
-HALF = ".tables"  # where they wait until all are written
 
 
 class Spectra(StrEnum):
@@ -40,6 +38,7 @@ def diff(
     Example: attnlens diff base.ckpt tuned.ckpt
     """
     from attnlens.analysis.difference import difference
+    from attnlens.checkpoints.files import made
     from attnlens.cli import terminal
 
     if len(checkpoints) > 2:
@@ -47,10 +46,10 @@ def diff(
     terminal.quiet()
     base = checkpoints[0] if len(checkpoints) == 2 else None
     targets = {} if output is None else _targets(output, force=force)
-    with terminal.progress("Comparing") as (advance,):
-        result = difference(base, checkpoints[-1], spectra=spectra.value, progress=advance)
-    if output is not None:
-        _write(result, output, targets)
+    with nullcontext() if output is None else made(output):  # a folder that takes no files is told before the work
+        with terminal.progress("Comparing") as (advance,):
+            result = difference(base, checkpoints[-1], spectra=spectra.value, progress=advance)
+        _write(result, targets, force=force)
     if as_json:
         terminal.print_json(_plain(result))
         return
@@ -60,33 +59,28 @@ def diff(
 
 
 def _targets(output: Path, *, force: bool) -> dict[str, Path]:
-    """Where each table goes; OutputExists where another run left one, unless a kill stopped that run amid them."""
+    """Where each table goes; OutputExists where all are there. A kill may have left some: see `_write`."""
     from attnlens.core.errors import OutputExists
 
     targets = {name: output / f"{name}.csv" for name in ("weights", "layers", "modules", "heads")}
     there = [str(path) for path in targets.values() if path.exists()]
-    if there and not force and not (output / HALF).is_dir():
+    if len(there) == len(targets) and not force:
         raise OutputExists(f"{there[0]} exists: name another folder, or add --force to replace it")
     return targets
 
 
-def _write(result: "Difference", output: Path, targets: dict[str, Path]) -> None:
-    """All tables beside their places first: as long as that folder is there, they are not all in place."""
-    import shutil
-
+def _write(result: "Difference", targets: dict[str, Path], *, force: bool) -> None:
+    """Each table whole or not at all; OutputExists where one is there that is not this run's own."""
     from attnlens.checkpoints.files import write
+    from attnlens.core.errors import OutputExists
     from attnlens.show.tables import csv, from_one
 
-    half = output / HALF
-    try:
-        for name, path in targets.items():
-            write(half / path.name, csv(from_one(result.tables[name])))
-    except BaseException:
-        shutil.rmtree(half, ignore_errors=True)
-        raise
-    for path in targets.values():
-        (half / path.name).replace(path)
-    shutil.rmtree(half)
+    contents = {path: csv(from_one(result.tables[name])) for name, path in targets.items()}
+    for path, content in contents.items():
+        if path.exists() and not force and path.read_bytes() != content:
+            raise OutputExists(f"{path} exists: name another folder, or add --force to replace it")
+    for path, content in contents.items():
+        write(path, content)
 
 
 def _print(result: "Difference") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from attnlens import __version__
 from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
-from attnlens.checkpoints.files import alone, write
+from attnlens.checkpoints.files import alone, made, write
 from attnlens.checkpoints.seal import SUMS, check_seal
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
 
@@ -52,7 +52,7 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
 def _is_whole(directory: Path) -> bool:
     """Whether no number in it has changed since; else the same command makes it again, and says why."""
     try:
-        check_seal(directory)
+        check_seal(directory, whole=True)
     except CheckpointError as error:
         fault, _, _ = str(error).rpartition(": ")
         logging.getLogger("attnlens").warning(f"{fault}: the report is made again")
@@ -75,18 +75,14 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
 
     An interrupt that leaves parts says so. OutputExists where another run is writing there.
     """
-    created = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    with alone(directory / LOCK, f"another run is writing {directory}: wait for it, or choose another -o DIR"):
+    refusal = f"another run is writing {directory}: wait for it, or choose another -o DIR"
+    with made(directory), alone(directory / LOCK, refusal):
         try:
             with _marked(directory, key):
                 yield
         finally:
             with suppress(OSError):  # Windows removes no open file
                 (directory / LOCK).unlink(missing_ok=True)
-            for path in created:  # empty where a fault left nothing
-                with suppress(OSError):
-                    path.rmdir()
 
 
 @contextmanager

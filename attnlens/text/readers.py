@@ -2,14 +2,14 @@
 
 import csv
 import hashlib
-import io
 import json
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from attnlens.core.errors import CorpusError
 
@@ -94,67 +94,83 @@ def _reason(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())[:200]
 
 
-def _content(path: Path) -> str:
-    """Text of a file, a byte order mark removed."""
+@contextmanager
+def _opened(path: Path, newline: str) -> Iterator[TextIO]:
+    """The file to be read line by line, a byte order mark removed; newline: as of `open`."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except OSError as error:
         raise CorpusError(f"{path}: needs a readable file; got: {error.strerror}. Check its rights.") from error
     except UnicodeDecodeError as error:
+        fault = error
+        try:
+            path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as whole:  # the other knows its place in a block alone
+            fault = whole
         raise CorpusError(
-            f"{path}: needs UTF-8; byte {error.start} is not ({error.reason}). Save the file as UTF-8."
+            f"{path}: needs UTF-8; byte {fault.start} is not ({fault.reason}). Save the file as UTF-8."
         ) from error
 
 
 def _jsonl_rows(path: Path, wanted: Collection[str]) -> Rows:
     # Not splitlines(): it also cuts at U+2028 and U+0085, which JSON strings may hold as they are.
-    for number, line in enumerate(_content(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(
-                f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(line)} ({error}). "
-                "Write the file as JSONL."
-            ) from error
-        if not isinstance(row, dict):
-            raise CorpusError(
-                f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(row)}. "
-                'Write rows as {"text": "…"}.'
-            )
-        yield number, row
+    with _opened(path, "\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _json_row(path, number, line.removesuffix("\n"))
+
+
+def _json_row(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(line)} ({error}). "
+            "Write the file as JSONL."
+        ) from error
+    if not isinstance(row, dict):
+        raise CorpusError(
+            f"{path}, row {number}: needs one JSON object a line; got {reprlib.repr(row)}. "
+            'Write rows as {"text": "…"}.'
+        )
+    return row
 
 
 def _csv_rows(path: Path, wanted: Collection[str]) -> Rows:
-    reader = csv.reader(io.StringIO(_content(path), newline=""), strict=True)
-    number = 0
-    try:
-        header = next(reader, [])
-        twice = [column for column, count in Counter(header).items() if count > 1]
-        if twice:
-            raise CorpusError(f"{path}: needs one column of each name; {twice[0]!r} occurs twice. Rename one.")
-        for number, cells in enumerate((cells for cells in reader if cells), start=1):
-            if len(cells) != len(header):
-                raise CorpusError(
-                    f"{path}, row {number}: needs {len(header)} cells as in the header; got {len(cells)}. "
-                    "Put cells that hold commas or line breaks in double quotes."
-                )
-            yield number, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise CorpusError(
-            f"{path}, row {number + 1}: needs CSV with cells of at most {csv.field_size_limit():,} characters; "
-            f"got: {error}. Mend the quotes, or write the file as JSONL."
-        ) from error
+    with _opened(path, "") as file:
+        reader, number = csv.reader(file, strict=True), 0
+        try:
+            header = next(reader, [])
+            twice = [column for column, count in Counter(header).items() if count > 1]
+            if twice:
+                raise CorpusError(f"{path}: needs one column of each name; {twice[0]!r} occurs twice. Rename one.")
+            for number, cells in enumerate((cells for cells in reader if cells), start=1):
+                if len(cells) != len(header):
+                    raise CorpusError(
+                        f"{path}, row {number}: needs {len(header)} cells as in the header; got {len(cells)}. "
+                        "Put cells that hold commas or line breaks in double quotes."
+                    )
+                yield number, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise CorpusError(
+                f"{path}, row {number + 1}: needs CSV with cells of at most {csv.field_size_limit():,} characters; "
+                f"got: {error}. Mend the quotes, or write the file as JSONL."
+            ) from error
 
 
 def _text_rows(path: Path, wanted: Collection[str]) -> Rows:
     """Passages between blank lines, each a row of its own: plain text does not say which belong to one document."""
-    lines = enumerate(_content(path).replace("\r\n", "\n").split("\n"), start=1)
-    for blank, passage in groupby(lines, lambda line: not line[1].strip()):
-        if not blank:
-            (first, start), *others = passage
-            yield first, {"text": "\n".join([start, *(line for _, line in others)])}
+    with _opened(path, "\n") as file:
+        lines = ((number, _without_end(line)) for number, line in enumerate(file, start=1))
+        for blank, passage in groupby(lines, lambda line: not line[1].strip()):
+            if not blank:
+                (first, start), *others = passage
+                yield first, {"text": "\n".join([start, *(line for _, line in others)])}
+
+
+def _without_end(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
 
 
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Rows:

@@ -5,10 +5,11 @@ is an older one removed. The best and the last stay.
 """
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
+from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.seal import SUMS, check_seal, seal
 from attnlens.core.errors import CheckpointError
 from attnlens.training.processes import agreed
@@ -50,13 +53,42 @@ class Kept:
 
 
 def last_kept(run: Path) -> Kept | None:
-    """The latest complete checkpoint in the folder of a run that no byte has changed in since."""
-    found = {int(path.parent.name.rpartition("-")[2]): path.parent for path in run.glob(f"checkpoint-*/{SUMS}")}
-    for step, folder in sorted(found.items(), reverse=True):
-        with suppress(CheckpointError):  # damaged: the one before gives the same run
-            check_seal(folder)
-            return Kept(folder, step, **json.loads((folder / STATE).read_text(encoding="utf-8")))
+    """The latest complete checkpoint in the folder of a run that no byte has changed in, nor in the best by then.
+
+    One before the last gives the same run, and that is said. CheckpointError where there are some and all are damaged.
+    """
+    faults = list[Exception]()
+    for step in steps_kept(run):
+        folder = run / f"checkpoint-{step}"
+        try:
+            check_seal(folder, whole=True)
+            best = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["best_global_step"]
+            if best not in (None, step):
+                _check_best(run / f"checkpoint-{best}")
+            kept = Kept(folder, step, **json.loads((folder / STATE).read_text(encoding="utf-8")))
+        except (CheckpointError, OSError) as error:
+            faults.append(error)
+            continue
+        if faults:
+            told = str(faults[0]).rpartition(": ")[0] or str(faults[0])
+            logging.getLogger("attnlens").warning(f"{told}: going on from step {step}")
+        return kept
+    if faults:
+        raise CheckpointError(
+            f"no step of the interrupted run is whole any more ({faults[0]}): --force without --resume begins anew"
+        )
     return None
+
+
+def steps_kept(run: Path) -> list[int]:
+    """Steps of the complete checkpoints in the folder of a run, the latest first; their files are not looked at."""
+    return sorted((int(path.parent.name.rpartition("-")[2]) for path in run.glob(f"checkpoint-*/{SUMS}")), reverse=True)
+
+
+def _check_best(folder: Path) -> None:
+    if not (folder / SUMS).is_file():
+        raise CheckpointError(f"{home_free(folder)} is missing, the best step: begin anew")
+    check_seal(folder, whole=True)
 
 
 class Intermediate(TrainerCallback):
@@ -142,7 +174,7 @@ class QuietTrainer(Trainer):
     def load_best(self) -> None:
         """Put the best step so far back into the model; CheckpointError where it was damaged since."""
         best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
-        check_seal(best)
+        check_seal(best, whole=True)
         self._load_from_checkpoint(str(best))
 
     def _load_best_model(self) -> None:

@@ -12,12 +12,12 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from attnlens.core.errors import Diverged, TrainingError
-from attnlens.training.intermediate import Intermediate, QuietTrainer, last_kept
+from attnlens.training.intermediate import Intermediate, QuietTrainer, last_kept, steps_kept
 from attnlens.training.job import Job
 from attnlens.training.judging import evaluation, judged
 from attnlens.training.observers import Observer
 from attnlens.training.output import RUN
-from attnlens.training.processes import agreed, processes
+from attnlens.training.processes import agreed, first, processes
 from attnlens.training.switching import LayerSwitching
 from attnlens.training.watch import Watch
 from attnlens.training.work import TEXT
@@ -55,7 +55,7 @@ def train_model(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] = (
     keeps_cache = getattr(model.config, "use_cache", None)
     arguments = training_arguments(job, folder)
     trainer, saving = _trainer(job, arguments, callbacks)
-    kept = agreed(last_kept(Path(str(arguments.output_dir))))
+    kept = agreed(last_kept(Path(str(arguments.output_dir))) if first() else None)
     if kept is not None:
         for name, part in saving.parts.items():
             part.restore(kept.parts[name])
@@ -201,8 +201,7 @@ def _check_device(job: Job) -> None:
 
 def _after_fault(trainer: QuietTrainer, job: Job, fault: str) -> TrainerState:
     """Put the best step back into the model; where there is none, or another step was asked for, there is nothing."""
-    kept = agreed(last_kept(Path(str(trainer.args.output_dir))))
-    if kept is None or job.stop_at is not None:
+    if not agreed(steps_kept(Path(str(trainer.args.output_dir)))) or job.stop_at is not None:
         raise Diverged(f"{fault}, so nothing was saved: lower --learning-rate, or check the base's weights.")
     trainer.load_best()
     return trainer.state

@@ -3,7 +3,7 @@
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from attnlens.checkpoints.files import alone
+from attnlens.checkpoints.files import alone, made
 from attnlens.checkpoints.identity import home_free, read_record
 from attnlens.checkpoints.seal import check_seal, read_facts, write_facts
 from attnlens.checkpoints.source import ADAPTER_CONFIG
-from attnlens.core.errors import Diverged, OutputExists, TrainingError
-from attnlens.training.intermediate import Kept, last_kept
+from attnlens.core.errors import CheckpointError, Diverged, OutputExists, TrainingError
+from attnlens.training.intermediate import last_kept, steps_kept
 from attnlens.training.options import TrainOptions
 from attnlens.training.processes import first
 
@@ -67,7 +67,12 @@ def finished(destination: Path, order: dict[str, Any], options: TrainOptions) ->
     """The record of the checkpoint that `resume` finds complete; refused where it is another run's."""
     if not options.resume or not destination.is_dir() or not any(destination.iterdir()):
         return None
-    check_seal(destination)
+    try:
+        check_seal(destination, whole=True)
+    except CheckpointError:
+        if not options.force:
+            raise
+        return None  # to be replaced
     record = read_record(destination)
     different = differences(record.get("order") or {}, order) if record is not None else "without a record"
     if different and not options.force:
@@ -92,13 +97,10 @@ def published(destination: Path, order: dict[str, Any], options: TrainOptions) -
     if not first():
         yield folder
         return
-    above = [path for path in destination.parents if not path.exists()]
     kept = None
+    refusal = f"another run is writing {home_free(destination)}: wait for it, or choose another output."
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        refusal = f"another run is writing {home_free(destination)}: wait for it, or choose another output."
-        with alone(folder / "lock", refusal):
+        with made(folder), alone(folder / "lock", refusal):
             try:
                 _claim(folder, destination, order, options)
                 yield folder
@@ -108,7 +110,7 @@ def published(destination: Path, order: dict[str, Any], options: TrainOptions) -
             except Diverged:
                 raise
             except BaseException:
-                kept = last_kept(folder / RUN)
+                kept = next(iter(steps_kept(folder / RUN)), None)
                 raise
             finally:
                 if kept is None:
@@ -121,30 +123,27 @@ def published(destination: Path, order: dict[str, Any], options: TrainOptions) -
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         advice = f"; {_going_on(kept)}: --resume goes on from there" if kept is not None else ""
         raise TrainingError(f"cannot write {home_free(destination)}: {reason}{advice}.") from error
-    finally:
-        for path in above:  # empty where nothing was published
-            with suppress(OSError):
-                path.rmdir()
 
 
-def _going_on(kept: Kept) -> str:
-    return f"the checkpoint of step {kept.step} is kept"
+def _going_on(step: int) -> str:
+    return f"the checkpoint of step {step} is kept"
 
 
 def _claim(folder: Path, destination: Path, order: dict[str, Any], options: TrainOptions) -> None:
     """Take over what an interrupted run left, or clear it away."""
-    kept = last_kept(folder / RUN)
-    if kept is not None and not options.force and not options.resume:
+    steps = steps_kept(folder / RUN)
+    if steps and not options.force and not options.resume:
         raise OutputExists(
-            f"an interrupted run for {home_free(destination)} got to step {kept.step}: --resume goes on from there, "
+            f"an interrupted run for {home_free(destination)} got to step {steps[0]}: --resume goes on from there, "
             "--force begins anew."
         )
-    if kept is not None and options.resume:
+    if steps and options.resume:
         if different := differences(read_facts(folder / ORDER) or {}, order):
             raise OutputExists(
                 f"the interrupted run for {home_free(destination)} is another one ({different}): repeat its command, "
                 "or --force without --resume to begin anew."
             )
+        last_kept(folder / RUN)  # CheckpointError where none of them can be gone on from
     else:
         for path in folder.iterdir():
             if path.is_dir():

@@ -119,17 +119,19 @@ def test_json_and_tables_say_the_same(attnlens: Run, place: Path):
 
 
 def test_tables_that_a_kill_left_half_are_written_again(attnlens: Run, place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Stopped while they are put in place: the same command goes on; a fault while they are written leaves nothing."""
+    """The same command completes them, if they are its own; a fault while they are written leaves no folder."""
     words = ("diff", "BASE", "TUNED", "-o", "half")
     with monkeypatch.context() as patch:
         patch.setattr("attnlens.checkpoints.files.write", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
         assert refused(attnlens(*words), "the disk is full")
-    assert not any((place / "half").glob("*"))
+    assert not (place / "half").exists()
     assert attnlens(*words).code == 0
     whole = tree(place / "half")
-    (place / "half" / ".tables").mkdir()
     for name in ("heads", "modules"):
-        (place / "half" / f"{name}.csv").rename(place / "half" / ".tables" / f"{name}.csv")
+        (place / "half" / f"{name}.csv").unlink()
+    half = tree(place / "half")
+    assert refused(attnlens("diff", "BASE", "BASE", "-o", "half"), "exists: name another folder")
+    assert tree(place / "half") == half
     assert attnlens(*words).code == 0 and tree(place / "half") == whole
     assert refused(attnlens(*words), "exists: name another folder")
 

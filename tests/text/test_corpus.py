@@ -6,15 +6,18 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlens.core.errors import CorpusError, UnknownName
 from attnlens.text.corpus import Corpus, Example, Span, corpus_checksum, read_corpus
+from attnlens.text.readers import raw_rows
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -449,3 +452,32 @@ def test_the_speeches_are_read_as_passages(shared: Path):
     corpus = read_corpus(shared / "data" / "lm" / "us_inaugural.txt")
     assert len(corpus) > 59 and not corpus.has_documents
     assert all("\n\n" not in example.text for example in corpus)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet", ".txt"])
+def test_rows_are_streamed(tmp_path: Path, ending: str):
+    """Ten times the rows take no more memory while they pass by."""
+    peaks = []
+    for count in (5_000, 50_000):
+        path = tmp_path / f"{count}{ending}"
+        rows = [{"text": f"The tenant pays rent number {number}.", "label": "rent"} for number in range(count)]
+        if ending == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif ending == ".txt":
+            path.write_text("\n\n".join(row["text"] for row in rows))
+        else:
+            frame = pd.DataFrame(rows)
+            frame.to_csv(path, index=False) if ending == ".csv" else frame.to_parquet(path)
+        del rows
+        tracemalloc.start()
+        assert sum(1 for _ in raw_rows(path, ("text", "label"))) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**20, f"{peaks[0]} bytes for 5,000 rows, {peaks[1]} for 50,000"
+
+
+def test_a_line_of_ten_megabytes(tmp_path: Path):
+    text = "The tenant pays. " * 600_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "Two."}) + "\n")
+    corpus = read_corpus(tmp_path / "a.jsonl")
+    assert len(text) > 10**7 and [each.text for each in corpus] == [text, "Two."]

@@ -144,11 +144,17 @@ class Plan:
                 "measured otherwise): choose another -o, or --force to run such cells again"
             )
 
-    def strange(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those that lie here trained or measured otherwise."""
+    def strange(self, cells: Sequence[Cell], *, damaged: bool = False) -> list[Cell]:
+        """Those that lie here trained or measured otherwise, and if asked for those of which facts are damaged."""
         found = []
         for cell in cells:
-            facts = [read_facts(self.folder / cell.path / name) for name in (TRAINED, ROW)]
+            try:
+                facts = [read_facts(self.folder / cell.path / name) for name in (TRAINED, ROW)]
+            except AttnlensError:
+                if not damaged:
+                    raise
+                found.append(cell)
+                continue
             if any(fact is not None and fact["key"] != self.key(cell) for fact in facts):
                 found.append(cell)
         return found

@@ -72,7 +72,7 @@ def run(path: str | Path, options: StudyOptions | None = None) -> tuple[Plan, St
     """Run what is missing of a study: its cells, and what became of them."""
     options = StudyOptions() if options is None else options
     with held(path, options) as plan:
-        for cell in plan.strange(plan.possible()):  # there are none without `force`
+        for cell in plan.strange(plan.possible(), damaged=options.force):  # there are none without `force`
             shutil.rmtree(plan.folder / cell.path)
         return plan, run_cells(plan, options.processes, options.watch or (lambda state: None))
 
