@@ -93,7 +93,9 @@ def test_weights_that_carry_code(attnlens: Run, tuning: Tuning, mark: Path, tmp_
         assert not mark.exists(), f"{line[0]} ran the code"
 
 
-def test_files_beside_the_weights_that_carry_code(tuning: Tuning, mark: Path, tmp_path: Path):
+def test_files_beside_the_weights_that_carry_code(
+    tuning: Tuning, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """What trainers leave, and modules that a config names, are not even opened."""
     folder = tmp_path / "folder"
     shutil.copytree(tuning.tuned, folder, ignore=shutil.ignore_patterns(SUMS))
@@ -101,11 +103,12 @@ def test_files_beside_the_weights_that_carry_code(tuning: Tuning, mark: Path, tm
         torch.save(Planted(mark), folder / name)
         runs(lambda name=name: torch.load(folder / name, weights_only=False), mark)
     (folder / "trap.py").write_text(
-        f"import os\nos.mkdir({str(mark)!r})\nfrom transformers import BertModel as Trap, BertConfig as TrapConfig\n"
+        f"import os\nos.mkdir({str(mark)!r})\nfrom transformers import BertModel\nclass Trap(BertModel):\n    pass\n"
     )
     for name, key in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
         settings = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(settings | {"auto_map": {key: "trap.Trap"}}))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     runs(lambda: tf.AutoModel.from_pretrained(folder, trust_remote_code=True), mark)
     assert load(folder).provenance["architecture"] == "BertForSequenceClassification"
     assert not mark.exists(), "loading ran the code"

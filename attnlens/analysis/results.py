@@ -1,5 +1,6 @@
 """What a comparison is: labelled arrays, tables, the answer, and where they came from; saved and opened whole."""
 
+import csv
 import json
 import math
 import shutil
@@ -186,7 +187,7 @@ class Comparison:
             building = Path(name)
             self.data.to_zarr(building / STORE, zarr_format=2, consolidated=True)
             for table in TABLES:
-                getattr(self, table).to_csv(building / f"{table}.csv", index=False)
+                _write_table(getattr(self, table), building / f"{table}.csv")
             record = json.dumps(_plain(self._record()), ensure_ascii=False, indent=1, allow_nan=False)
             (building / RECORD).write_text(record, encoding="utf-8")
             np.savez_compressed(building / MAPS, **_arrays(self.passages))  # pyright: ignore[reportArgumentType]
@@ -238,6 +239,13 @@ def _opened(folder: Path) -> Comparison:
     arrays = dict(np.load(folder / MAPS, allow_pickle=False)) if (folder / MAPS).exists() else {}
     passages = tuple(_passage(passage, number, arrays) for number, passage in enumerate(record["passages"]))
     return Comparison(data, weights, heads, tests, answers, passages, record["provenance"])
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    """As CSV; a carriage return in a name would end a row, unless all names are quoted."""
+    names = table[[name for name in NAMES if name in table]].astype(str)
+    torn = bool(names.apply(lambda column: column.str.contains("\r", regex=False)).to_numpy().any())
+    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC if torn else csv.QUOTE_MINIMAL)
 
 
 def _table(path: Path) -> pd.DataFrame:
