@@ -133,7 +133,7 @@ def test_study_goes_on_after_kills(tuning: Tuning, tmp_path: Path):
 
     def made(folder: Path) -> list[Any]:
         cells = sorted((folder / "it" / CELLS).rglob(ROW))
-        rows: list[dict[str, Any]] = [json.loads(path.read_text()) | {"sha256": None} for path in cells]
+        rows: list[dict[str, Any]] = [json.loads(path.read_text()) | {"checksum": None} for path in cells]
         for row in rows:
             row["record"] = without_clock(row["record"])
         trained = [path.with_name(TRAINED).read_bytes() for path in cells]
