@@ -176,7 +176,8 @@ def test_what_is_complete_is_left_alone(tiny: Tiny, corpus: Corpus, tmp_path: Pa
     assert (output / "attnlens.json").stat().st_mtime_ns == written
     with pytest.raises(OutputExists, match=r"another run \(other rows, seed was 0, now 1\): choose another output"):
         finetune(base, corpus, output=output, options=resume, seed=1)
-    (output / "attnlens.json").unlink()
+    for name in ("attnlens.json", "SHA256SUMS"):
+        (output / name).unlink()
     with pytest.raises(OutputExists, match=r"another run \(without a record\)"):
         finetune(base, corpus, output=output, options=resume)
 
