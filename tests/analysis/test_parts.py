@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
+from attnlens.analysis.parts import Parts, silent
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import AttnlensError, CheckpointError
 from attnlens.text.corpus import Corpus
@@ -69,6 +70,20 @@ def test_hooks_of_the_libraries_are_known_by_weights_and_configuration(
     other = Checkpoint(model, base.tokenizer, "asked", {})
     options = CompareOptions(passages=0, parts=tmp_path)
     assert compare(base, other, corpus=corpus.select([0, 1]), salience=(), options=options).answer.verdict
+
+
+def test_all_files_are_written_before_one_is_read(tmp_path: Path):
+    """So that memory does not grow while models run; files of another run are written anew, and are no progress."""
+
+    def computed(number: int) -> dict[str, np.ndarray]:
+        return {"example": np.array([number]), "values": np.full((1, 1), number)}
+
+    list(Parts(lambda number: computed(number + 10), [2, 1, 4], tmp_path, "another run").collected(silent))
+    told = []
+    parts = Parts(computed, [2, 1, 4], tmp_path, "this run").collected(lambda *counts: told.append(counts))
+    values = [next(parts)["values"].item()]
+    assert told == [(0, 7), (2, 7), (3, 7), (7, 7)] and len(list(tmp_path.iterdir())) == 3
+    assert values + [part["values"].item() for part in parts] == [0, 1, 2]
 
 
 class Crowded:

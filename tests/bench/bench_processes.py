@@ -27,15 +27,14 @@ from attnlens.analysis.parts import Parts
 from attnlens.show import run
 from attnlens.training.processes import first
 
-spent, collected = [], Parts.collected
+spent, share = [], Parts._share
 
 def timed(self, progress):
     start = time.perf_counter()
-    parts = collected(self, progress)
+    share(self, progress)
     spent.append(time.perf_counter() - start)
-    return parts
 
-Parts.collected = timed
+Parts._share = timed
 run.report = lambda comparison, directory: (Path(directory) / "report.html").write_text("")
 base, tuned, data, limit, output = sys.argv[1:]
 run.run_report([base, tuned], run.ReportOptions(data=data, limit=int(limit), output=output))

@@ -100,7 +100,7 @@ def test_shares_are_disjoint_and_whole(process: int, tmp_path: Path, monkeypatch
         order.append(number)
         return computed(number)
 
-    parts = Parts(watched, [2] * 7, tmp_path, "it").collected(lambda done, total: told.append((done, total)))
+    parts = list(Parts(watched, [2] * 7, tmp_path, "it").collected(lambda done, total: told.append((done, total))))
     share = list(range(process, 7, 3))
     assert order == share + [number for number in range(7) if number not in share]
     assert [int(part["example"][0]) for part in parts] == list(range(7))
@@ -116,4 +116,4 @@ def test_a_fault_is_raised_as_it_came():
 def test_without_a_folder_nothing_is_shared(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "1")
-    assert len(Parts(computed, [1, 1]).collected(lambda done, total: None)) == 2
+    assert len(list(Parts(computed, [1, 1]).collected(lambda done, total: None))) == 2

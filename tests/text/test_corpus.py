@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -427,6 +429,12 @@ def test_a_sample_spreads_over_the_documents(documents: list[int], limit: int, s
     most = max(taken.values())
     for document, count in available.items():
         assert taken[document] >= min(count, most - 1)
+    met, turns = Counter[str](), list[tuple[int, int]]()
+    for place in np.random.default_rng(seed).permutation(len(corpus)):
+        document = corpus.examples[place].document
+        turns.append((met[document], place))
+        met[document] += 1
+    assert places == sorted(place for _, place in sorted(turns, key=lambda turn: turn[0])[:limit])
 
 
 def test_a_sample_follows_its_seed():
@@ -474,6 +482,50 @@ def test_rows_are_streamed(tmp_path: Path, ending: str):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2**20, f"{peaks[0]} bytes for 5,000 rows, {peaks[1]} for 50,000"
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("limit", [1, 7, 40, 90])
+def test_a_sample_may_be_read_alone(tmp_path: Path, named: bool, limit: int):
+    path = tmp_path / "rows.csv"
+    rows = [{"text": f"Clause {number}."} | ({"document": f"d{number % 6}"} if named else {}) for number in range(60)]
+    pd.DataFrame(rows).to_csv(path, index=False)
+    sample = read_corpus(path, limit=limit, seed=3)
+    assert sample == read_corpus(path).sample(limit, 3) and sample.total == 60 and len(sample) == min(limit, 60)
+    assert sample.sample(limit, 3) == sample
+
+
+def test_rows_that_are_not_drawn_take_eight_bytes(tmp_path: Path):
+    """And some tens more for a moment, while the sample is drawn."""
+    peaks = []
+    for count in (5_000, 50_000):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("".join(json.dumps({"text": f"The tenant pays rent {n}."}) + "\n" for n in range(count)))
+        tracemalloc.start()
+        assert len(read_corpus(path, limit=20)) == 20
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 45_000 * 100, f"{peaks[0]} bytes for 5,000 rows, {peaks[1]} for 50,000"
+
+
+def test_every_row_is_checked_whether_it_is_drawn_or_not(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Clause {number}."}) + "\n" for number in range(50)) + "no JSON\n")
+    with pytest.raises(CorpusError, match="row 51: needs one JSON object a line"):
+        read_corpus(path, limit=1)
+
+
+def test_a_file_that_changes_while_it_is_sampled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "rows.txt"
+    path.write_text("One.\n\nTwo.\n\nThree.\n")
+
+    def drawn(documents: Sequence[int], limit: int, seed: int) -> list[int]:
+        path.write_text("One.\n\nTwo.\n\nFour.\n")
+        return [2]
+
+    monkeypatch.setattr("attnlens.text.corpus._drawn", drawn)
+    with pytest.raises(CorpusError, match=r"rows\.txt: has changed while it was read"):
+        read_corpus(path, limit=1)
 
 
 def test_a_line_of_ten_megabytes(tmp_path: Path):
