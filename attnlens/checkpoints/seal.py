@@ -11,7 +11,7 @@ from typing import Any
 
 from attnlens.checkpoints.files import write
 from attnlens.checkpoints.identity import file_sha256, files_sha256, home_free
-from attnlens.core.errors import AttnlensError, CheckpointError
+from attnlens.core.errors import AttnlensError, Damaged
 
 SUMS, SUM = "SHA256SUMS", "checksum"
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -27,7 +27,7 @@ def seal(folder: Path) -> None:
 
 
 def check_seal(path: Path, endings: tuple[str, ...] | None = None, *, whole: bool = False) -> None:
-    """Raise CheckpointError for a file that is not the one SHA256SUMS tells of: of a folder any, else `path` itself.
+    """Raise Damaged for a file that is not the one SHA256SUMS tells of: of a folder any, else `path` itself.
 
     endings: of a folder, files with these alone. whole: none may be missing. Folders without a list are not checked.
     """
@@ -46,11 +46,11 @@ def check_seal(path: Path, endings: tuple[str, ...] | None = None, *, whole: boo
             continue
         if not file.is_file():
             if whole:
-                raise CheckpointError(f"{home_free(file)} is missing, which {SUMS} names: make it or copy it again")
+                raise Damaged(f"{home_free(file)} is missing, which {SUMS} names", "make it or copy it again")
         elif file_sha256(file) != entry[1] and files_sha256([file]) != entry[1]:  # the former may remember
-            raise CheckpointError(
-                f"{home_free(file)} has changed since it was written (its sha256 is not that in {SUMS}): make it or "
-                f"copy it again, or remove {SUMS} if you changed it yourself"
+            raise Damaged(
+                f"{home_free(file)} has changed since it was written (its sha256 is not that in {SUMS})",
+                f"make it or copy it again, or remove {SUMS} if you changed it yourself",
             )
 
 

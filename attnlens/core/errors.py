@@ -7,6 +7,7 @@ AttnlensError(ValueError)
 ├── UnsupportedModel       a model attnlens cannot measure, with the reason
 ├── EmptyTape              `record` closed without a complete forward pass
 ├── CheckpointError        a checkpoint that is missing, incomplete or unreadable
+│   └── Damaged            a file that is not the one that was written
 ├── IncompatibleCheckpoints  base and tuned that cannot be compared
 ├── CorpusError            a data file attnlens cannot use
 ├── TrainingError          a fine-tuning run that cannot start or go on
@@ -63,6 +64,14 @@ class EmptyTape(AttnlensError):
 
 class CheckpointError(AttnlensError):
     """A checkpoint that is missing, incomplete or unreadable."""
+
+
+class Damaged(CheckpointError):
+    """A file that is not the one that was written. fault: the message without what to do about it."""
+
+    def __init__(self, fault: str, advice: str):
+        super().__init__(f"{fault}: {advice}")
+        self.fault = str(self).removesuffix(f": {advice}")
 
 
 class IncompatibleCheckpoints(AttnlensError):

@@ -12,7 +12,7 @@ from attnlens import __version__
 from attnlens.analysis.results import MAPS, RECORD, STORE, TABLES
 from attnlens.checkpoints.files import alone, made, write
 from attnlens.checkpoints.seal import SUMS, check_seal
-from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
+from attnlens.core.errors import AttnlensError, Damaged, OutputExists
 
 RUN = "run.json"
 PARTS = "parts"
@@ -53,9 +53,8 @@ def _is_whole(directory: Path) -> bool:
     """Whether no number in it has changed since; else the same command makes it again, and says why."""
     try:
         check_seal(directory, whole=True)
-    except CheckpointError as error:
-        fault, _, _ = str(error).rpartition(": ")
-        logging.getLogger("attnlens").warning(f"{fault}: the report is made again")
+    except Damaged as error:
+        logging.getLogger("attnlens").warning(f"{error.fault}: the report is made again")
         return False
     return True
 

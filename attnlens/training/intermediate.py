@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.seal import SUMS, check_seal, seal
-from attnlens.core.errors import CheckpointError
+from attnlens.core.errors import CheckpointError, Damaged
 from attnlens.training.processes import agreed
 
 STATE, WEIGHTS = "state.json", "trained.safetensors"
@@ -57,7 +57,7 @@ def last_kept(run: Path) -> Kept | None:
 
     One before the last gives the same run, and that is said. CheckpointError where there are some and all are damaged.
     """
-    faults = list[Exception]()
+    faults = list[str]()
     for step in steps_kept(run):
         folder = run / f"checkpoint-{step}"
         try:
@@ -66,12 +66,11 @@ def last_kept(run: Path) -> Kept | None:
             if best not in (None, step):
                 _check_best(run / f"checkpoint-{best}")
             kept = Kept(folder, step, **json.loads((folder / STATE).read_text(encoding="utf-8")))
-        except (CheckpointError, OSError) as error:
-            faults.append(error)
+        except (Damaged, OSError) as error:
+            faults.append(error.fault if isinstance(error, Damaged) else str(error))
             continue
         if faults:
-            told = str(faults[0]).rpartition(": ")[0] or str(faults[0])
-            logging.getLogger("attnlens").warning(f"{told}: going on from step {step}")
+            logging.getLogger("attnlens").warning(f"{faults[0]}: going on from step {step}")
         return kept
     if faults:
         raise CheckpointError(
@@ -87,7 +86,7 @@ def steps_kept(run: Path) -> list[int]:
 
 def _check_best(folder: Path) -> None:
     if not (folder / SUMS).is_file():
-        raise CheckpointError(f"{home_free(folder)} is missing, the best step: begin anew")
+        raise Damaged(f"{home_free(folder)}, the best step, is missing", "begin anew")
     check_seal(folder, whole=True)
 
 
