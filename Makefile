@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 # One thread a process: models this small lose more to threads than they gain. Files stay whole, fixtures are shared.
 test: check
 	./tests/install_tools
-	ATTNLENS_REQUIRE_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	ATTNLENS_REQUIRE_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What the statistics cost: `record` against the plain forward pass and against eager attention with its maps.
 
-GPT-2-small shape without LM head; entropy, three masses, λ, largest weight, Σ p² (`lean`). `tiled` has the share of
+GPT-2-small shape without LM head; entropy, three masses, λ, largest weight, Σ p² (`lean`). `least` has the largest
+weight alone: what tiles of softmax take in torch's operators before a statistic is asked for. `tiled` has the share of
 content besides, which takes the way of all other statistics; `exact` keeps the model's own attention; `compared` is
 half of what base and tuned take with received attention and JSD besides. Repetitions are interleaved and the minimum is
 kept, on one thread and on all; each variant also runs once in a process of its own for its peak memory. Ratios, not
@@ -28,7 +29,7 @@ from attnlens.checkpoints.record import record
 SHAPES = {128: 16, 512: 4, 2048: 1, 8192: 1, 16384: 1}  # tokens: texts
 REPETITIONS = {128: 4, 512: 4, 2048: 2, 8192: 1, 16384: 1}
 NAMES = ("entropy", "mass", "log_odds", "max_weight", "renyi2")
-VARIANTS = ("plain", "lean", "tiled", "exact", "compared", "eager")
+VARIANTS = ("plain", "least", "lean", "tiled", "exact", "compared", "eager")
 EAGER_LONGEST = 2048
 LAYERS, HEADS = 12, 12
 # Time of lean, tiled, exact and compared recording over that of the plain pass: at most.
@@ -66,7 +67,7 @@ def variant(name: str, model: GPT2Model, ids: torch.Tensor, groups: torch.Tensor
         return lambda: eager(model, ids, groups)
 
     def recorded() -> None:
-        names = (*NAMES, "share") if name == "tiled" else NAMES
+        names = {"tiled": (*NAMES, "share"), "least": ("max_weight",)}.get(name, NAMES)
         with record(model, names, groups=groups, exact=name == "exact"):
             model(ids)
 
