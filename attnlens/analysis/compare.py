@@ -13,7 +13,7 @@ from attnlens.analysis import evidence
 from attnlens.analysis.inference import infer
 from attnlens.analysis.knockout import KnockoutOptions, knockout
 from attnlens.analysis.ladder import Case
-from attnlens.analysis.measure import Measured, MeasureOptions, measure
+from attnlens.analysis.measure import MeasureOptions, measure, measure_share
 from attnlens.analysis.noise import noise_band
 from attnlens.analysis.parts import Progress
 from attnlens.analysis.passages import choose_passages
@@ -119,7 +119,7 @@ def share(
     options: CompareOptions | None = None,
 ) -> None:
     """Measure the share of this process in what the first one compares: the same arguments in all, `parts` too."""
-    _measured(_asked(base, tuned, corpus, salience, options))
+    measure_share(*_passes(_asked(base, tuned, corpus, salience, options)))
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def _asked(
     options = replace(
         options, max_length=min(options.max_length, *(longest_input(m.model, m.tokenizer) - m.virtual for m in models))
     )
-    corpus = rendered(corpus, models[0].tokenizer)
     texts = corpus if options.limit is None else corpus.sample(options.limit, options.seed)
+    texts = rendered(texts, models[0].tokenizer)
     aids = _aids(cast.given, salience, options)
     if salience is None:
         salience = () if options.probe else choose_salience(texts, aids)
@@ -174,12 +174,15 @@ def _asked(
     return _Question(cast, texts, prepared, aids, selectors, floor, options)
 
 
-def _measured(question: _Question) -> Measured:
-    """The passes of all models over all texts."""
+def _passes(question: _Question) -> tuple[list[Subject], Prepared, MeasureOptions]:
+    """All models over all texts, as `measure` takes them."""
     models, options = question.cast.models, question.options
     subjects = [Subject(model, i in (0, len(models))) for i, model in enumerate([*models, *question.floor])]
-    measuring = MeasureOptions(options.batch_size, options.memory, options.parts, options.progress)
-    return measure(subjects, question.prepared, measuring)
+    return (
+        subjects,
+        question.prepared,
+        MeasureOptions(options.batch_size, options.memory, options.parts, options.progress),
+    )
 
 
 def _compared(question: _Question) -> Comparison:
@@ -187,7 +190,7 @@ def _compared(question: _Question) -> Comparison:
     cast, prepared, options, floor = question.cast, question.prepared, question.options, question.floor
     models, names, selectors = cast.models, cast.names, question.selectors
     salience = prepared.salience
-    arrays, sites, reasons = _measured(question)
+    arrays, sites, reasons = measure(*_passes(question))
     data, rounding = split_floor(dataset([*names, *(model.name for model in floor)], prepared, arrays, sites), floor)
     if options.knockout and salience:
         data = data.assign(_knocked_out(cast, prepared, options))

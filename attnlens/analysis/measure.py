@@ -106,6 +106,18 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
     From the same passes: hidden_change (M, N, L + 1), mean over a text's tokens of ‖h′ − h‖ / ‖h‖, cka and cka_tokens
     (M, L + 1), as analysis/hidden.py has them; NaN for a reference itself, missing where a model gives no states.
     """
+    work, looks = _planned(subjects, prepared, options)
+    arrays = _joined(work.collected(options.progress or silent), sum(work.sizes))
+    return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
+
+
+def measure_share(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> None:
+    """Write the part files of this process, for the one that calls `measure`; done when those of all are there."""
+    _planned(subjects, prepared, options)[0].share(options.progress or silent)
+
+
+def _planned(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOptions) -> tuple[Parts, list[Look]]:
+    """What there is to measure, in parts, and what a look at each model told."""
     shortest = np.array([np.argmin([len(encoded.ids) for encoded in prepared.encodings])])
     looks = [fitting(partial(_first_look, subject.checkpoint, prepared), prepared, shortest)[0] for subject in subjects]
     batches = plan(prepared, options.batch_size, options.memory * GIB / looks[0].weight)
@@ -116,9 +128,7 @@ def measure(subjects: Sequence[Subject], prepared: Prepared, options: MeasureOpt
         options.parts.mkdir(parents=True, exist_ok=True)
         identity = fingerprint(subjects, prepared, batches)
     sizes = [sum(len(indices) for indices in group) for group in groups]
-    work = Parts(lambda number: _part(subjects, prepared, groups[number]), sizes, options.parts, identity)
-    arrays = _joined(work.collected(options.progress or silent), sum(sizes))
-    return Measured(arrays, looks[0].sites, [look.reasons for look in looks])
+    return Parts(lambda number: _part(subjects, prepared, groups[number]), sizes, options.parts, identity), looks
 
 
 def _joined(parts: Iterable[Arrays], texts: int) -> Arrays:
@@ -129,9 +139,12 @@ def _joined(parts: Iterable[Arrays], texts: int) -> Arrays:
         part.pop("identity", None)
         if hidden.SUMS in part:
             similarity.append(part.pop(hidden.SUMS))
+        if not arrays:
+            arrays = {name: np.full((len(part[name]), texts, *part[name].shape[2:]), np.nan) for name in part}
+        if part.keys() != arrays.keys():
+            names = ", ".join(sorted(part.keys() ^ arrays.keys()))
+            raise CheckpointError(f"part files of two versions of attnlens ({names}): remove the folder of part files")
         for name, values in part.items():
-            if name not in arrays:
-                arrays[name] = np.empty((len(values), texts, *values.shape[2:]), values.dtype)
             arrays[name][:, place] = values
     return arrays | (hidden.merged(np.concatenate(similarity, 1)) if similarity else {})
 

@@ -41,25 +41,32 @@ class Parts:
         total, done = sum(self.sizes), 0
         progress(0, total)  # the question made sense: work begins
         if self.folder is not None:
-            self._share(progress)
+            self.share(progress)
             progress = silent
         for number, size in enumerate(self.sizes):
             yield self._one(number)
             done += size
             progress(done, total)
 
-    def _share(self, progress: Progress) -> None:
-        """The files of this process; done when those of all processes are there."""
-        fault, left = None, list(range(rank(), len(self.sizes), processes()))
+    def share(self, progress: Progress) -> None:
+        """Write the files of this process; done when those of all processes are there."""
+        if processes() == 1:
+            self._write_share(progress)
+            return
+        fault = None
         try:
-            while left:
-                self._one(left[0])
-                del left[0]
-                ready = (size for part, size in enumerate(self.sizes) if part not in left and self._path(part).exists())
-                progress(sum(ready), sum(self.sizes))
+            self._write_share(progress)
         except Exception as error:  # whatever stops this process, the others must hear of it
             fault = error
         settled(fault)
+
+    def _write_share(self, progress: Progress) -> None:
+        left = list(range(rank(), len(self.sizes), processes()))
+        while left:
+            self._one(left[0])
+            del left[0]
+            ready = (size for part, size in enumerate(self.sizes) if part not in left and self._path(part).exists())
+            progress(sum(ready), sum(self.sizes))
 
     def _one(self, number: int) -> Arrays:
         """A part from its file, else computed and written."""

@@ -69,8 +69,8 @@ class CheckpointError(AttnlensError):
 class Damaged(CheckpointError):
     """A file that is not the one that was written. fault: the message without what to do about it."""
 
-    def __init__(self, fault: str, advice: str):
-        super().__init__(f"{fault}: {advice}")
+    def __init__(self, fault: str, advice: str = ""):
+        super().__init__(f"{fault}: {advice}" if advice else fault)
         self.fault = str(self).removesuffix(f": {advice}")
 
 

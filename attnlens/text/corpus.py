@@ -1,5 +1,6 @@
 """Corpora: examples read from a data file, every row checked at the door."""
 
+import dataclasses
 import hashlib
 import json
 import reprlib
@@ -59,7 +60,7 @@ class Corpus:
     name: str
     checksum: str
     has_documents: bool
-    total: int | None = None
+    total: int | None = dataclasses.field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -74,7 +75,7 @@ class Corpus:
 
     def select(self, indices: Iterable[int]) -> "Corpus":
         """The examples at `indices`, in that order."""
-        return replace(self, examples=tuple(self.examples[index] for index in indices))
+        return replace(self, examples=tuple(self.examples[index] for index in indices), total=None)
 
     def sample(self, limit: int, seed: int) -> "Corpus":
         """At most `limit` examples, spread over the documents, in file order.
@@ -84,18 +85,23 @@ class Corpus:
         the same seed gives a subset.
         """
         drawn = _drawn(array("q", map(_digest, self)), limit, seed)
-        return replace(self.select(drawn), total=self.total or len(self))
+        return replace(self.select(drawn), total=len(self))
 
 
 def _digest(example: Example) -> int:
     """Eight bytes that tell its document from all others."""
-    return int.from_bytes(hashlib.blake2b(example.document.encode(), digest_size=8).digest(), "little", signed=True)
+    name = str(example.document).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise CorpusError(f"a sample needs at least 1 example; got a limit of {limit}. Raise the limit.")
 
 
 def _drawn(documents: Sequence[int], limit: int, seed: int) -> list[int]:
     """Places of the examples of a sample, ascending, from the digest of each one's document."""
-    if limit < 1:
-        raise CorpusError(f"a sample needs at least 1 example; got a limit of {limit}. Raise the limit.")
+    _check_limit(limit)
     order = np.random.default_rng(seed).permutation(len(documents))
     shuffled = np.asarray(documents)[order]
     by_document = np.argsort(shuffled, kind="stable")
@@ -293,7 +299,7 @@ def read_corpus(
     splits, one is named.
     `columns` maps a field to the file's column, as {"text": "sentence"}. Rows without id are numbered: lines of JSONL,
     first lines of passages, else rows from 1. Rows without document stand alone.
-    limit, seed: keep what `sample` would, and of all other rows eight bytes; the file is read twice.
+    limit, seed: keep what `sample` would, and of all other rows, which are checked too, eight bytes.
     """
     path, columns = Path(path), dict(columns or {})
     sources = _sources(columns)
@@ -301,8 +307,10 @@ def read_corpus(
         examples = list[Example]()
         has_documents = _scan(path, columns, sources, examples.append)
         return Corpus(tuple(examples), path.name, corpus_checksum(path), has_documents)
-    checksum, documents = corpus_checksum(path), array("q")
+    _check_limit(limit)
+    documents = array("q")
     has_documents = _scan(path, columns, sources, lambda example: documents.append(_digest(example)))
+    checksum = corpus_checksum(path)
     drawn = _drawn(documents, limit, seed)
     rows = compress(raw_rows(path, set(sources.values())), _marks(drawn))
     kept = tuple(_example(raw, f"{path}, row {number}", number, sources)[0] for number, raw in rows)

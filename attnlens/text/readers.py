@@ -180,7 +180,7 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             yield from _table_rows(file.schema_arrow.names, file.iter_batches(BLOCK), wanted, {})
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # also texts that are not UTF-8
         reason = getattr(error, "strerror", None)  # only the system's own reasons are for a user
         fault = f"this one cannot be read: {reason}" if reason else "this one is damaged, or no Parquet"
         raise CorpusError(f"{path}: needs a Parquet file; {fault}. Write it again.") from error

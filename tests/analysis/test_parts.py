@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attnlens.analysis.compare import CompareOptions, compare
+from attnlens.analysis.measure import _joined
 from attnlens.analysis.parts import Parts, silent
 from attnlens.checkpoints.load import Checkpoint
 from attnlens.core.errors import AttnlensError, CheckpointError
@@ -73,7 +74,7 @@ def test_hooks_of_the_libraries_are_known_by_weights_and_configuration(
 
 
 def test_all_files_are_written_before_one_is_read(tmp_path: Path):
-    """So that memory does not grow while models run; files of another run are written anew, and are no progress."""
+    """So that memory does not grow while models run; files of another run are written anew, and no progress of one."""
 
     def computed(number: int) -> dict[str, np.ndarray]:
         return {"example": np.array([number]), "values": np.full((1, 1), number)}
@@ -84,6 +85,20 @@ def test_all_files_are_written_before_one_is_read(tmp_path: Path):
     values = [next(parts)["values"].item()]
     assert told == [(0, 7), (2, 7), (3, 7), (7, 7)] and len(list(tmp_path.iterdir())) == 3
     assert values + [part["values"].item() for part in parts] == [0, 1, 2]
+
+
+def part(places: list[int], name: str = "values") -> dict[str, np.ndarray]:
+    values = np.array([[10.0 * place for place in places]])
+    return {"example": np.array(places), "identity": np.array("it"), name: values, "similarity": values[..., None]}
+
+
+def test_every_text_comes_to_its_place(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("attnlens.analysis.hidden.merged", lambda sums: {"cka": sums[..., 0]})
+    found = _joined(iter([part([3, 0]), part([2]), part([4, 1])]), 6)
+    np.testing.assert_array_equal(found["values"], [[0.0, 10.0, 20.0, 30.0, 40.0, np.nan]])
+    assert found["cka"].tolist() == [[30.0, 0.0, 20.0, 40.0, 10.0]] and set(found) == {"values", "cka"}
+    with pytest.raises(CheckpointError, match=r"two versions of attnlens \(others, values\): remove the folder"):
+        _joined(iter([part([0]), part([1], "others")]), 2)
 
 
 class Crowded:

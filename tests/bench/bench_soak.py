@@ -1,7 +1,8 @@
 """A long run in flat memory: texts through `report`, and by how much a thousand of them make the process grow.
 
-A random encoder of two layers, and that with noise on its weights; texts are made of the embedded clauses' words. What
-the run has to keep grows with the texts: about 30 numbers a head and text; that much is printed beside the slope.
+A random encoder of two layers, and that with noise on its weights; texts are made of the embedded clauses' words. The
+slope is that of the passes, whose numbers go to part files. In the end all are in memory, about 30 numbers a head and
+text: how many MiB that is, and the peak of the whole run, are printed beside it.
 Usage: python tests/bench/bench_soak.py [--texts 50000], with 2,000 otherwise; `make bench-long` runs all.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import itertools
 import json
 import random
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -93,8 +95,10 @@ def main() -> None:
         slope = 1000 * float(np.polyfit(done, memory, 1)[0])
         kept = 1000 * result.comparison.data.nbytes / count / 2**20
         seconds = time.monotonic() - begun
-        print(f"{slope:+.2f} MiB a thousand texts while measuring; what is kept of them: {kept:.2f} MiB")
-        print(json.dumps({"texts": count, "seconds": seconds, "slope_mib_1000": slope, "kept_mib_1000": kept}))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{slope:+.2f} MiB a thousand texts while the models run; in the end {kept:.2f} MiB; peak {peak:.0f} MiB")
+        found = {"slope_mib_1000": slope, "kept_mib_1000": kept, "peak_mib": peak}
+        print(json.dumps({"texts": count, "seconds": seconds} | found))
 
 
 if __name__ == "__main__":

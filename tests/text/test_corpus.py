@@ -439,7 +439,7 @@ def test_a_sample_spreads_over_the_documents(documents: list[int], limit: int, s
 
 def test_a_sample_follows_its_seed():
     corpus = corpus_of(list(range(50)))
-    assert corpus.sample(10, 0) != corpus.sample(10, 1)
+    assert corpus.sample(10, 0) != corpus.sample(10, 1) and corpus.sample(50, 0) == corpus
     with pytest.raises(CorpusError, match="at least 1 example; got a limit of 0"):
         corpus.sample(0, 0)
 
@@ -486,10 +486,15 @@ def test_rows_are_streamed(tmp_path: Path, ending: str):
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("limit", [1, 7, 40, 90])
-def test_a_sample_may_be_read_alone(tmp_path: Path, named: bool, limit: int):
-    path = tmp_path / "rows.csv"
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_sample_may_be_read_alone(tmp_path: Path, named: bool, limit: int, ending: str):
+    path = tmp_path / f"rows{ending}"
     rows = [{"text": f"Clause {number}."} | ({"document": f"d{number % 6}"} if named else {}) for number in range(60)]
-    pd.DataFrame(rows).to_csv(path, index=False)
+    if ending == ".jsonl":
+        path.write_text(jsonl(*rows))
+    else:
+        frame = pd.DataFrame(rows)
+        frame.to_csv(path, index=False) if ending == ".csv" else frame.to_parquet(path)
     sample = read_corpus(path, limit=limit, seed=3)
     assert sample == read_corpus(path).sample(limit, 3) and sample.total == 60 and len(sample) == min(limit, 60)
     assert sample.sample(limit, 3) == sample
@@ -526,6 +531,15 @@ def test_a_file_that_changes_while_it_is_sampled_is_refused(tmp_path: Path, monk
     monkeypatch.setattr("attnlens.text.corpus._drawn", drawn)
     with pytest.raises(CorpusError, match=r"rows\.txt: has changed while it was read"):
         read_corpus(path, limit=1)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_texts_of_parquet_that_are_not_utf8(tmp_path: Path, limit: int | None):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"text": ["The tenant pays.", "Two."]}).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b"The", b"\x80he"))
+    with pytest.raises(CorpusError, match=r"rows\.parquet: needs a Parquet file; this one is damaged"):
+        read_corpus(path, limit=limit)
 
 
 def test_a_line_of_ten_megabytes(tmp_path: Path):
