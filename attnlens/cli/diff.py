@@ -80,6 +80,8 @@ def _write(result: "Difference", targets: dict[str, Path], *, force: bool) -> No
         if path.exists() and not force and path.read_bytes() != content:
             raise OutputExists(f"{path} exists: name another folder, or add --force to replace it")
     for path, content in contents.items():
+        for half in path.parent.glob(f".{path.name}.????????"):  # as `write` names them: a kill left it
+            half.unlink()
         write(path, content)
 
 

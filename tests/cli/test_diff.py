@@ -129,6 +129,7 @@ def test_tables_that_a_kill_left_half_are_written_again(attnlens: Run, place: Pa
     whole = tree(place / "half")
     for name in ("heads", "modules"):
         (place / "half" / f"{name}.csv").unlink()
+    (place / "half" / ".heads.csv.5m6vlbvh").write_text("model,")
     half = tree(place / "half")
     assert refused(attnlens("diff", "BASE", "BASE", "-o", "half"), "exists: name another folder")
     assert tree(place / "half") == half
