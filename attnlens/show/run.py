@@ -332,7 +332,7 @@ def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], opt
         "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
         "tokenizers": [_tokenizer(model) for model in models],
         "texts": [
-            texts.corpus.checksum,
+            texts.corpus.checksum,  # which the report tells, whatever rows were drawn
             hashlib.sha256(repr([vars(example) for example in texts.corpus]).encode()).hexdigest(),
         ],
         "background": None if background is None else [background.checksum, len(background)],

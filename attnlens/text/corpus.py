@@ -7,7 +7,7 @@ import reprlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, repeat
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +84,7 @@ class Corpus:
         from two documents differ by more than one only where the smaller one is used up. A smaller limit with
         the same seed gives a subset.
         """
+        _check_limit(limit)
         drawn = _drawn(array("q", map(_digest, self)), limit, seed)
         return replace(self.select(drawn), total=len(self))
 
@@ -101,7 +102,6 @@ def _check_limit(limit: int) -> None:
 
 def _drawn(documents: Sequence[int], limit: int, seed: int) -> list[int]:
     """Places of the examples of a sample, ascending, from the digest of each one's document."""
-    _check_limit(limit)
     order = np.random.default_rng(seed).permutation(len(documents))
     shuffled = np.asarray(documents)[order]
     by_document = np.argsort(shuffled, kind="stable")
@@ -311,21 +311,13 @@ def read_corpus(
     documents = array("q")
     has_documents = _scan(path, columns, sources, lambda example: documents.append(_digest(example)))
     checksum = corpus_checksum(path)
-    drawn = _drawn(documents, limit, seed)
-    rows = compress(raw_rows(path, set(sources.values())), _marks(drawn))
+    marks = np.zeros(len(documents), dtype=bool)
+    marks[_drawn(documents, limit, seed)] = True
+    rows = compress(raw_rows(path, set(sources.values())), marks)
     kept = tuple(_example(raw, f"{path}, row {number}", number, sources)[0] for number, raw in rows)
     if corpus_checksum(path) != checksum:
         raise CorpusError(f"{path}: has changed while it was read. Try again when it is written.")
     return Corpus(kept, path.name, checksum, has_documents, len(documents))
-
-
-def _marks(places: list[int]) -> Iterator[bool]:
-    """Whether each place is one of these ascending ones."""
-    last = -1
-    for place in places:
-        yield from repeat(False, place - last - 1)
-        yield True
-        last = place
 
 
 def _scan(

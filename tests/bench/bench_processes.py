@@ -110,10 +110,8 @@ def main() -> None:
         same = all((folder / "1-0" / table).read_bytes() == (folder / "2-0" / table).read_bytes() for table in tables)
     ratios = {part: best[1][part] / best[2][part] for part in best[1]}
     most = max(ceiling() for _ in range(arguments.repetitions))
-    print(
-        f"two processes are faster by {ratios['measuring']:.2f} (measuring) and {ratios['whole']:.2f} (whole)", end=""
-    )
-    print(f"; with plain passes alone by {most:.2f}")
+    found = ratios | {"plain passes alone": most}
+    print("two processes are faster by " + ", ".join(f"{ratio:.2f} ({part})" for part, ratio in found.items()))
     print(f"tables: {'the same bytes' if same else 'NOT the same'}, load {os.getloadavg()[0]:.2f}")
     print(json.dumps({"seconds": best, "ratios": ratios, "same": same, "ceiling": most, "limit": arguments.limit}))
 
