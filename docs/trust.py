@@ -182,6 +182,11 @@ FAULTS = (
         "one line that names the file",
         "test_weights_that_vanish",
     ),
+    (
+        "a checkpoint of an architecture of its own",
+        "one line that names its code; `--trust-remote-code` runs it, and says so first",
+        "test_code_that_nobody_asked_for_does_not_run",
+    ),
     ("any bytes in a weight file or a file of texts", "read as what it says, or one line", "test_any_safetensors_file"),
 )
 
@@ -204,7 +209,12 @@ def page() -> str:
                 "It believes no file of ours that changed: `SHA256SUMS` in checkpoints, comparisons and steps of a "
                 "training are checked before use, and `sha256sum --check SHA256SUMS` says the same. Who edits such a "
                 "file removes the list.",
-                "It fetches no code from the hub: `trust_remote_code` is off, everywhere, and there is no switch.",
+                "It runs no code that a checkpoint brings for an architecture of its own unless `--trust-remote-code` "
+                "asks for it; in Python that is `trust_remote_code` of the options, or `with trusting():` of "
+                "`attnlens.checkpoints.remote_code` around `load`. Each checkpoint then says first which classes of "
+                "which modules run, and its provenance keeps them with the SHA-256 of the modules. Without it such a "
+                "checkpoint is refused, also where its weights would fit a known architecture; `diff` reads its "
+                "weights and never runs any code.",
                 "It reads nothing that a header merely claims: headers are checked against the size of the file, "
                 "compressed archives are refused, and an index of shards may name no file outside its folder.",
                 "It follows the data path of a training record only where that file's SHA-256 is the record's.",

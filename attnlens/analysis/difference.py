@@ -72,7 +72,8 @@ def _left_out(both: Opened, changes: pd.DataFrame, heads: pd.DataFrame) -> list[
     if both.pairing.tied:
         notes.append(f"Tied to an embedding and counted once: {_listed(both.pairing.tied)}.")
     if heads.empty:
-        reason = "there is no config.json" if both.geometry is None else "the layout of their matrices is unknown"
+        unknown = "there is no config.json of an architecture that transformers knows"
+        reason = unknown if both.geometry is None else "the layout of their matrices is unknown"
         notes.append(f"Changes by attention head are left out: {reason}.")
     return notes
 

@@ -1,7 +1,7 @@
 """Two checkpoints opened to be read tensor by tensor: folders, files, adapters, or models in memory."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -13,7 +13,7 @@ from attnlens.checkpoints.kinds import check_kind
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import ENDINGS, Source, locate, settle
 from attnlens.checkpoints.tensors import Pairing, Tensors, pair
-from attnlens.core.errors import CheckpointError, UnsupportedModel
+from attnlens.core.errors import CheckpointError, OwnCode, UnsupportedModel
 
 if TYPE_CHECKING:
     from attnlens.checkpoints.load import Checkpoint
@@ -24,7 +24,7 @@ Given = Union["Checkpoint", Source, str, Path]
 class Opened(NamedTuple):
     """Two checkpoints whose tensors can be read, and which tensor is which.
 
-    geometry: heads of the base; None where there is no config.json to say.
+    geometry: heads of the base; None where no config.json of a known architecture says.
     """
 
     base: Tensors
@@ -104,7 +104,8 @@ def _geometry(side: "Checkpoint | Source") -> Geometry | None:
     if not isinstance(side, Source):
         config = side.model.config
     elif isinstance(side.config, str) or (side.config / "config.json").is_file():
-        config = read_config(side.config)
+        with suppress(OwnCode):  # an architecture that is known to its own code alone: no heads, no code
+            config = read_config(side.config)
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         return None

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from attnlens.checkpoints.bottleneck import attach_bottleneck, only
 from attnlens.checkpoints.kinds import ADDS, PROMPTS, SAVED, WRAPPED, check_kind, shares_base
+from attnlens.checkpoints.remote_code import own_model
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import BOTTLENECK, Source
 from attnlens.checkpoints.virtual import prepend, prompt_count, prompted
@@ -203,6 +204,8 @@ def bare_class(config: Any) -> Any:
 
 def _class_of(auto: Any, config: Any) -> Any:
     """The class that an Auto class takes for this configuration; KeyError where it has none."""
+    if (own := own_model(config, auto.__name__)) is not None:
+        return own
     found = auto._model_mapping[type(config)]
     return found[0] if isinstance(found, tuple) else found
 

@@ -1,4 +1,4 @@
-"""Load a checkpoint: none of its code runs, nothing is silently random, and its attention is proved."""
+"""Load a checkpoint: no code of it runs unasked, nothing is silently random, and its attention is proved."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from attnlens.checkpoints.config import first_line, read_config
 from attnlens.checkpoints.identity import files_sha256, home_free, read_record, weights_sha256
 from attnlens.checkpoints.kinds import check_kind, shares_base
 from attnlens.checkpoints.proof import prove
+from attnlens.checkpoints.remote_code import check_code, code_facts, saved_model, trusted
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
 from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, locate, names_of, settle
@@ -40,8 +41,9 @@ class Checkpoint:
     """A loaded model with its tokenizer, its name, and where it came from.
 
     provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof;
-    of an adapter also `adapter`, where attnlens trained it `training`. Base and adapters that `load_all` put into one
-    `model` share it: run it inside `active()`. checksum: of the model's parameters when it had been loaded.
+    of an adapter also `adapter`, where attnlens trained it `training`, where code of its own ran `remote_code`. Base
+    and adapters that `load_all` put into one `model` share it: run it inside `active()`. checksum: of the model's
+    parameters when it had been loaded.
     """
 
     model: PreTrainedModel
@@ -112,7 +114,7 @@ def load(
     device: "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the layers over all GPUs (accelerate's device_map), for a
     model that one cannot hold. dtype: "float32", "bfloat16" or "float16" to load in; default as stored. Raises
     CheckpointError for what is missing or does not fit, UnsupportedModel where attention cannot be measured exactly. No
-    code of the checkpoint is ever run.
+    code of the checkpoint runs outside of `trusting()` of remote_code.py.
     """
     given = tokenizer if isinstance(tokenizer, str | Path) else None
     found = locate(source, config=config, tokenizer=given)
@@ -267,6 +269,8 @@ class _Loader:
 def _described(source: Source) -> tuple[Any, Any]:
     """The class a checkpoint was saved in, and its configuration."""
     config = read_config(source.config)
+    if (own := saved_model(config)) is not None:
+        return own, config
     names = config.architectures or []
     architecture = getattr(transformers, names[0], None) if names else None
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
@@ -290,7 +294,7 @@ def _model(source: Source, architecture: Any, config: Any, options: dict[str, An
             loaded: Any = architecture.from_pretrained(
                 where,
                 config=config,
-                trust_remote_code=False,
+                trust_remote_code=trusted(),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
                 **options | {"dtype": dtype},
@@ -325,6 +329,8 @@ def _facts(source: Source, model: PreTrainedModel, adapter: Adapter | None) -> d
         "model_type": config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    if (code := code_facts(source.config)) is not None:
+        facts["remote_code"] = code
     if adapter is not None and source.base is not None:
         facts["adapter"] = adapter.facts | {"base": source.base.given, "base_sha256": _sha256(source.base)}
     training = read_record(source.path) if source.path is not None and source.path.is_dir() else None
@@ -370,7 +376,8 @@ def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreT
                 f"{source.given} has no tokenizer files ({', '.join(TOKENIZER_FILES)}): add --tokenizer ID|DIR"
             )
         return fallback
+    check_code(source.tokenizer)
     try:
-        return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trusted())
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the tokenizer of {source.given} cannot be loaded: {first_line(error)}") from error

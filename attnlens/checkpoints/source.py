@@ -22,7 +22,7 @@ BOTTLENECK = "BOTTLENECK"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-READ = (".json", ".jinja", ".model", ".txt")  # what else is read of a checkpoint than weights
+READ = (".json", ".jinja", ".model", ".txt", ".py")  # what else is read of a checkpoint than weights
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 NEEDED = f"needed a Hugging Face checkpoint directory, an adapter directory, a {'/'.join(ENDINGS)} file or a hub id"
 

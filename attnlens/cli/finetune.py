@@ -13,6 +13,7 @@ DATA = (
     "JSONL, CSV, Parquet, .txt or a datasets folder: `text`, `prompt` + `completion` or `messages`; "
     "also label, spans, document, id."
 )
+TRUST = "Run code that a checkpoint brings for an architecture of its own."
 METHODS = "full, head, last_k, first_k, random_k, layers, lisa, alf, lora, ia3, prompt or adapter."
 TASKS = "sequence-classification, multi-label, token-classification, causal-lm, masked-lm; default: by the rows."
 SCORES = "What makes a block important to alf: weight_change (default), grad_ratio, inverse, random, last_k, rms."
@@ -62,6 +63,7 @@ def finetune(
     device: Annotated[str | None, MACHINE(help="cpu, cuda, …; default: what the machine has.")] = None,
     dtype: Annotated[str | None, MACHINE(help="bfloat16 computes in it; default: float32.")] = None,
     checkpointing: Annotated[bool, MACHINE("--checkpointing", help="Less memory, more time.")] = False,
+    trust_remote_code: Annotated[bool, MACHINE("--trust-remote-code", help=TRUST)] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     null_twin: Annotated[bool, WATCH("--null-twin", help="Train once more on shuffled labels.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print size, memory and time; train nothing.")] = False,
@@ -124,6 +126,7 @@ def finetune(
             null_twin=null_twin,
             resume=resume,
             force=force,
+            trust_remote_code=trust_remote_code,
             progress=advance,
         )
         if estimate:

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attnlens.cli.finetune import TRUST
+
 if TYPE_CHECKING:
     from attnlens.checkpoints.load import Checkpoint
     from attnlens.checkpoints.source import Source
 
+NESTED = ("training", "adapter", "proof", "remote_code")  # of the provenance, said in words of their own
 KINDS = {
     "directory": "Hugging Face directory",
     "hub": "hub id",
@@ -21,6 +24,7 @@ def info(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint or adapter directory, file of weights, or hub id.")],
     config: Annotated[str | None, typer.Option(help="Folder or hub id with the config.json of a single file.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id with the tokenizer of such a file.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what this checkpoint is: architecture, adapter, training record, and what can be measured on it.
@@ -28,22 +32,26 @@ def info(
     Example: attnlens info tuned.ckpt
     """
     from attnlens.checkpoints.load import load, longest_input
+    from attnlens.checkpoints.remote_code import trusting
     from attnlens.checkpoints.source import BOTTLENECK, locate
     from attnlens.cli import terminal
 
     terminal.quiet()
     _check_base(locate(checkpoint, config=config, tokenizer=tokenizer))
-    loaded = load(checkpoint, config=config, tokenizer=tokenizer)
+    with trusting(trust_remote_code):
+        loaded = load(checkpoint, config=config, tokenizer=tokenizer)
     tokens = longest_input(loaded.model, loaded.tokenizer) - loaded.virtual
     limit = tokens if tokens < 10**9 else None  # tokenizers without a limit give a huge number
     if as_json:
         provenance = {"adapter": None, "training": None} | loaded.provenance
         terminal.print_json({"name": loaded.name, **provenance, "longest_input": limit})
         return
-    facts = {name: value for name, value in loaded.provenance.items() if name not in ("training", "adapter", "proof")}
+    facts = {name: value for name, value in loaded.provenance.items() if name not in NESTED}
     adapter = loaded.provenance.get("adapter") or {}
     kind = "bottleneck adapter" if adapter.get("type") == BOTTLENECK else KINDS[facts["kind"]]
     facts |= {"kind": kind, "model_type": loaded.model.config.model_type}
+    if code := loaded.provenance.get("remote_code"):
+        facts["code of its own"] = ", ".join(code["classes"].values())
     facts |= _adapter(loaded) | _training(loaded)
     facts["attention"] = loaded.provenance["proof"]
     facts["measures"] = f"attention on texts of up to {limit} tokens, weights" if limit else "attention, weights"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attnlens.cli.finetune import DATA
+from attnlens.cli.finetune import DATA, TRUST
 
 
 def report(
@@ -51,6 +51,7 @@ def report(
     ] = False,
     noise_band: Annotated[int, typer.Option(min=0, help="Draws of random weight noise to set beside; 19 will do.")] = 0,
     no_text: Annotated[bool, typer.Option("--no-text", help="Keep example texts out of the report.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another run's report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -91,6 +92,7 @@ def report(
             config=config,
             tokenizer=tokenizer,
             force=force,
+            trust_remote_code=trust_remote_code,
             null=tuple(null or ()),
             seeds=tuple(seeds or ()),
             knockout=knockout,

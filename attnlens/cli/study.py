@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attnlens.cli.finetune import TRUST
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -35,6 +37,7 @@ def study(
     force: Annotated[
         bool, typer.Option("--force", help="Run cells of another study file in the folder again.")
     ] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train, judge and compare every cell of a study, then write its page, tables and figures.
@@ -51,7 +54,13 @@ def study(
     from attnlens.show.study import summary
 
     terminal.quiet()
-    options = StudyOptions(output=output, data_root=data_root, processes=processes, force=force)
+    options = StudyOptions(
+        output=output,
+        data_root=data_root,
+        processes=processes,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
     if dry_run:
         _print_forecast(forecast(file, options), processes, as_json=as_json)
         return

@@ -7,7 +7,8 @@ AttnlensError(ValueError)
 ├── UnsupportedModel       a model attnlens cannot measure, with the reason
 ├── EmptyTape              `record` closed without a complete forward pass
 ├── CheckpointError        a checkpoint that is missing, incomplete or unreadable
-│   └── Damaged            a file that is not the one that was written
+│   ├── Damaged            a file that is not the one that was written
+│   └── OwnCode            an architecture of its own, whose code nobody asked to run
 ├── IncompatibleCheckpoints  base and tuned that cannot be compared
 ├── CorpusError            a data file attnlens cannot use
 ├── TrainingError          a fine-tuning run that cannot start or go on
@@ -72,6 +73,10 @@ class Damaged(CheckpointError):
     def __init__(self, fault: str, advice: str = ""):
         super().__init__(f"{fault}: {advice}" if advice else fault)
         self.fault = str(self).removesuffix(f": {advice}")
+
+
+class OwnCode(CheckpointError):
+    """A checkpoint that only code of its own can load, which nobody asked to run."""
 
 
 class IncompatibleCheckpoints(AttnlensError):

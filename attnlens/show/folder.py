@@ -33,20 +33,27 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
         return False
     if not directory.is_dir():
         raise OutputExists(f"{directory} is a file: needed the name of a folder, choose another -o DIR")
-    if not (directory / RUN).exists():  # a kill while --force moved the old report aside: it comes back
-        _move_contents(directory / REPLACED, directory)
+    if any((directory / left).exists() for left in (PARTS, REPLACED)):
+        with suppress(OutputExists), _held(directory, "a run that is at work tidies up itself"):
+            _tidy(directory)
     state = _state(directory)
     if state.get("key") == key:
-        complete = bool(state.get("complete")) and (directory / PAGE).is_file() and _is_whole(directory)
-        for junk in (PARTS, REPLACED) if complete else ():  # a kill in the last moment leaves them
-            _remove(directory / junk)
-        return complete
+        return bool(state.get("complete")) and (directory / PAGE).is_file() and _is_whole(directory)
     ours = (REPLACED, LOCK)
     if not state and any(path.name not in ours and not path.match(f".{RUN}.*") for path in directory.iterdir()):
         raise OutputExists(f"{directory} holds other files: choose another -o DIR")
     if state and not force:
         raise OutputExists(f"{directory} holds another run's report: choose another -o DIR, or replace it with --force")
     return False
+
+
+def _tidy(directory: Path) -> None:
+    """After a kill: a report that --force was moving aside comes back, leftovers of a complete one go."""
+    if not (directory / RUN).exists():
+        _move_contents(directory / REPLACED, directory)
+    elif _state(directory).get("complete"):
+        for junk in (PARTS, REPLACED):
+            _remove(directory / junk)
 
 
 def _is_whole(directory: Path) -> bool:
@@ -75,10 +82,16 @@ def claimed(directory: Path, key: str) -> Iterator[None]:
     An interrupt that leaves parts says so. OutputExists where another run is writing there.
     """
     refusal = f"another run is writing {directory}: wait for it, or choose another -o DIR"
-    with made(directory), alone(directory / LOCK, refusal):
+    with made(directory), _held(directory, refusal), _marked(directory, key):
+        yield
+
+
+@contextmanager
+def _held(directory: Path, refusal: str) -> Iterator[None]:
+    """The folder while no other run is at work in it."""
+    with alone(directory / LOCK, refusal):
         try:
-            with _marked(directory, key):
-                yield
+            yield
         finally:
             with suppress(OSError):  # Windows removes no open file
                 (directory / LOCK).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.analysis.roles import is_null
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, check_device, load, load_all, longest_input
+from attnlens.checkpoints.remote_code import trusting
 from attnlens.checkpoints.source import adapter_config, locate, names_of
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.salience.lexicon import read_lexicon
@@ -40,6 +41,7 @@ KEYED = (
     "knockout",
     "noise_band",
 )
+TOLD = ("sha256", "revision", "dtype", "remote_code")  # of a model's provenance
 SHARED = ("limit", "max_length", "batch_size", "rows", "memory", "seed", "knockout", "noise_band", "further")
 UNSAID = ("force", "names", "notes", "progress", "further", "announce")
 
@@ -52,7 +54,8 @@ class ReportOptions:
     embedded probe sentences. columns: our field name → the data's column name; None takes those of the training record
     that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
     encoder: a third model. text: keep example texts in the report. null, seeds: CompareOptions' nulls and seeds, by
-    folder. force: replace another run's report. names: what to call base and tuned. notes: lines that page one must say
+    folder. force: replace another run's report. trust_remote_code: run code that checkpoints bring for an architecture
+    of their own. names: what to call base and tuned. notes: lines that page one must say
     first. progress, further: called with (texts done, all texts). announce: called with a line when the work begins.
     The rest is CompareOptions.
     """
@@ -79,6 +82,7 @@ class ReportOptions:
     knockout: bool = False
     noise_band: int = 0
     force: bool = False
+    trust_remote_code: bool = False
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
@@ -127,8 +131,9 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     Under torchrun or accelerate launch the processes share the texts (the folder must be one that all of them see, and
     a model that hangs on one GPU lies on each); the first tests and draws, and all return the same.
     """
-    with met():
-        return _run(checkpoints, ReportOptions() if options is None else options)
+    options = ReportOptions() if options is None else options
+    with met(), trusting(options.trust_remote_code):
+        return _run(checkpoints, options)
 
 
 def _run(checkpoints: Sequence[str | Path], options: ReportOptions) -> ReportResult:
@@ -204,8 +209,8 @@ def command(checkpoints: Sequence[str | Path], options: ReportOptions) -> str:
             continue
         if option.name == "text":
             words.append("--no-text")
-        elif option.name == "knockout":
-            words.append("--knockout")
+        elif value is True:
+            words.append(f"--{name}")
         elif option.name in ("null", "seeds"):
             words += [word for source in value for word in (f"--{name}", home_free(source))]
         elif option.name == "columns":
@@ -326,8 +331,7 @@ def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], opt
     identity = {
         "attnlens": __version__,
         "models": [
-            [model.name, *(str(model.provenance[name]) for name in ("sha256", "revision", "dtype")), _adapter(model)]
-            for model in models
+            [model.name, *(str(model.provenance.get(name)) for name in TOLD), _adapter(model)] for model in models
         ],
         "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
         "tokenizers": [_tokenizer(model) for model in models],

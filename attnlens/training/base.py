@@ -19,17 +19,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-)
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.blocks import head_parameters
+from attnlens.checkpoints.config import first_line
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import longest_input
+from attnlens.checkpoints.remote_code import check_code, own_model, trusted
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import check_hub, locate
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
@@ -89,7 +86,7 @@ def load_classifier(
 def load_tagger(base: str | Path, labels: tuple[str, ...]) -> Base:
     """Load `base` with a head that tells the class of each token, as `load_classifier` does."""
     _, path, _, config = _parts(base)
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+    if config.is_encoder_decoder or not _has(AutoModelForTokenClassification, config):
         raise UnsupportedModel(
             f"token-classification needs an encoder or a decoder alone with a head for tokens, which {path} "
             f"({config.model_type}) is not: start from another model."
@@ -100,7 +97,7 @@ def load_tagger(base: str | Path, labels: tuple[str, ...]) -> Base:
 def load_masked_model(base: str | Path) -> Base:
     """Load `base` with its own head for masked tokens, in float32; tokenizer and config stay as they are."""
     source, path, tokenizer, config = _parts(base)
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    if config.is_encoder_decoder or not _has(AutoModelForMaskedLM, config):
         raise UnsupportedModel(
             f"masked-lm needs an encoder with a head for masked tokens, which {path} ({config.model_type}) is not: "
             "start from an encoder, or use --task causal-lm."
@@ -126,7 +123,7 @@ def load_language_model(base: str | Path, reason: str) -> Base:
         f"{reason}, which {path} ({config.model_type}) is not: "
         "start from a decoder, give text and labels to train a classifier, or use --task masked-lm."
     )
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if config.is_encoder_decoder or not _has(AutoModelForCausalLM, config):
         raise unfit
     model, new = _model(AutoModelForCausalLM, source, path, config)
     if _sees_ahead(model):
@@ -193,10 +190,12 @@ def _locate(base: str | Path) -> tuple[str, str]:
 def _parts(base: str | Path) -> tuple[str, str, PreTrainedTokenizerBase, PreTrainedConfig]:
     """What transformers is given, what the record says, tokenizer and config."""
     source, path = _locate(base)
-    tokenizer = _attempt(path, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    check_code(Path(source) if Path(source).is_dir() else source)
+    tokenizer = _attempt(path, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trusted()))
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{path} has no fast tokenizer (tokenizer.json): attnlens needs its character offsets.")
-    return source, path, tokenizer, _attempt(path, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    config = _attempt(path, lambda: AutoConfig.from_pretrained(source, trust_remote_code=trusted()))
+    return source, path, tokenizer, config
 
 
 def _model(auto: Any, source: str, path: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
@@ -207,13 +206,18 @@ def _model(auto: Any, source: str, path: str, config: PreTrainedConfig) -> tuple
             source,
             config=config,
             dtype=torch.float32,
-            trust_remote_code=False,
+            trust_remote_code=trusted(),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         ),
     )
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return model, new - {name for name, _ in model.named_buffers()}
+
+
+def _has(auto: Any, config: PreTrainedConfig) -> bool:
+    """Whether there is a class of this kind for the architecture."""
+    return own_model(config, auto.__name__) is not None or type(config) in auto._model_mapping
 
 
 def _directory(source: str, path: str) -> Path:
@@ -232,8 +236,7 @@ def _attempt(path: str, load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"cannot load {path}: {reason}") from error
+        raise CheckpointError(f"cannot load {path}: {first_line(error)}") from error
 
 
 def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

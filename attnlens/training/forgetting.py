@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from attnlens.checkpoints.remote_code import trusted
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
@@ -213,7 +214,7 @@ def _pair(job: Job) -> _Pair:
     if getattr(getattr(job.model, "active_peft_config", None), "is_prompt_learning", False):
         return _Pair(base, job.model, None, "the base's language-model head cannot read behind a learnt prompt")
     before, info = loader.from_pretrained(
-        job.base.directory, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        job.base.directory, dtype=torch.float32, trust_remote_code=trusted(), output_loading_info=True
     )
     if info["missing_keys"]:
         return plain

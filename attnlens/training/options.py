@@ -50,6 +50,7 @@ class TrainOptions:
     or words, and keep that beside `output` (attnlens.training.twin). resume: go on with an interrupted run of the same
     arguments, where there is one. columns: our field name → the file's column name. device: "cpu", "cuda", … (None:
     what the machine has). force: replace a checkpoint at `output`, and without `resume` begin an interrupted run anew.
+    trust_remote_code: run code that the base brings for an architecture of its own.
     progress: called after every step and evaluation with (step, total steps, logs).
     """
 
@@ -85,6 +86,7 @@ class TrainOptions:
     columns: Mapping[str, str] | None = None
     device: str | None = None
     force: bool = False
+    trust_remote_code: bool = False
     progress: Progress | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ import transformers
 
 import attnlens
 from attnlens.checkpoints.identity import RECORD, home_free, weights_sha256
+from attnlens.checkpoints.remote_code import code_facts
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, corpus_checksum, read_corpus
 from attnlens.text.readers import raw_rows
@@ -70,6 +71,7 @@ def describe_base(base: Base) -> dict[str, Any]:
         "path": base.path,
         "name": base.name,
         "sha256": weights_sha256(base.directory),
+        "remote_code": code_facts(base.directory),
         "new_parameters": list(base.new_parameters),
     }
 

@@ -49,7 +49,10 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study in its folder: the file, where models and data lie, given checkpoints by seed, checksums of weights."""
+    """A study in its folder: the file, where models and data lie, given checkpoints by seed, checksums of weights.
+
+    trusted: whether the models may run code of their own.
+    """
 
     file: StudyFile
     folder: Path
@@ -57,6 +60,7 @@ class Plan:
     files: dict[tuple[str, str], Files]
     given: dict[str, dict[int, str]]
     weights: dict[str, str]
+    trusted: bool = False
 
     def arm(self, name: str) -> ArmPart:
         """The arm of this name."""

@@ -29,6 +29,7 @@ def main() -> int:
 
     from attnlens.analysis.studies.cells import FAILED
     from attnlens.analysis.studies.work import carry_out
+    from attnlens.checkpoints.remote_code import trusting
     from attnlens.checkpoints.seal import write_facts
 
     torch.set_num_threads(job.plan.file.threads)
@@ -41,7 +42,8 @@ def main() -> int:
             lines.flush()
 
     try:
-        carry_out(job, progress)
+        with trusting(job.plan.trusted):
+            carry_out(job, progress)
     except Exception as error:  # one cell's fault is not the study's
         told = " ".join(str(error).split()) or type(error).__name__
         facts = {"key": job.plan.key(job.cell), "error": told, "traceback": traceback.format_exc().splitlines()}

@@ -12,6 +12,7 @@ from attnlens.analysis.studies.file import StudyFile, read_study
 from attnlens.analysis.studies.queue import State, run_cells
 from attnlens.checkpoints.files import alone
 from attnlens.checkpoints.identity import files_sha256, read_record
+from attnlens.checkpoints.remote_code import check_code, trusted, trusting
 from attnlens.checkpoints.source import locate
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
 
@@ -24,13 +25,15 @@ class StudyOptions:
 
     output: its folder; None: the name of the file without .toml, here. data_root: what {data_root} in the file stands
     for. processes: cells at a time. force: run the cells in the folder that were trained or measured otherwise again.
-    watch: called with the state whenever it has changed.
+    trust_remote_code: run code that models bring for an architecture of their own. watch: called with the state
+    whenever it has changed.
     """
 
     output: str | Path | None = None
     data_root: str | Path | None = None
     processes: int = 1
     force: bool = False
+    trust_remote_code: bool = False
     watch: Callable[[State], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
@@ -49,7 +52,11 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
     models = {part.name: places.of_model(part.checkpoint) for part in file.models}
     given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
     paths = [*models.values(), *(path for some in given.values() for path in some.values())]
-    weights = {path: files_sha256(locate(path).files) for path in paths}
+    sources = {path: locate(path) for path in paths}
+    for source in sources.values():
+        if isinstance(source.config, Path):  # what lies here need not wait for its first cell to be refused
+            check_code(source.config)
+    weights = {path: files_sha256(source.files) for path, source in sources.items()}
     if not (folder / COPY).is_file():  # from here on it is the study's, though a fault in the data may end this
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / COPY)
@@ -60,7 +67,7 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
         for name, model in models.items()
         for part in file.data
     }
-    plan = Plan(file, folder, models, files, given, weights)
+    plan = Plan(file, folder, models, files, given, weights, trusted())
     plan.folders()
     if not options.force:
         plan.check(plan.possible())
@@ -87,7 +94,8 @@ def held(path: str | Path, options: StudyOptions) -> Iterator[Plan]:
     folder = _folder(Path(path), options)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / LOCK, f"another run is at work in {folder}: wait for it, or choose another -o"):
-        yield planned(path, options)
+        with trusting(options.trust_remote_code):
+            yield planned(path, options)
 
 
 def _folder(path: Path, options: StudyOptions) -> Path:
