@@ -212,9 +212,11 @@ def page() -> str:
                 "It runs no code that a checkpoint brings for an architecture of its own unless `--trust-remote-code` "
                 "asks for it; in Python that is `trust_remote_code` of the options, or `with trusting():` of "
                 "`attnlens.checkpoints.remote_code` around `load`. Each checkpoint then says first which classes of "
-                "which modules run, and its provenance keeps them with the SHA-256 of the modules. Without it such a "
-                "checkpoint is refused, also where its weights would fit a known architecture; `diff` reads its "
-                "weights and never runs any code.",
+                "which modules run, and its provenance keeps them with the SHA-256 of the modules; changed code is "
+                "another report, another training, another study. Without it such a checkpoint is refused, also where "
+                "its weights would fit a known architecture. Where transformers has a class of the very name, that one "
+                "is taken, and a line says so. Code for a part of a model is refused, code that generates text never "
+                "runs, and `diff` reads weights without any code.",
                 "It reads nothing that a header merely claims: headers are checked against the size of the file, "
                 "compressed archives are refused, and an index of shards may name no file outside its folder.",
                 "It follows the data path of a training record only where that file's SHA-256 is the record's.",

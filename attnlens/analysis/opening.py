@@ -10,6 +10,7 @@ from attnlens.checkpoints.deltas import Adapted
 from attnlens.checkpoints.heads import Geometry
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.kinds import check_kind
+from attnlens.checkpoints.remote_code import trusting
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import ENDINGS, Source, locate, settle
 from attnlens.checkpoints.tensors import Pairing, Tensors, pair
@@ -72,7 +73,12 @@ def _fetched(source: Source) -> Source:
         return source
     from attnlens.checkpoints.load import load  # a model's classes take seconds to import, and files need none
 
-    load(source.given)
+    try:
+        load(source.given)
+    except OwnCode as error:
+        raise CheckpointError(
+            f"{source.given} is no architecture of transformers: give the folder it lies in"
+        ) from error
     return locate(source.given)
 
 
@@ -104,7 +110,7 @@ def _geometry(side: "Checkpoint | Source") -> Geometry | None:
     if not isinstance(side, Source):
         config = side.model.config
     elif isinstance(side.config, str) or (side.config / "config.json").is_file():
-        with suppress(OwnCode):  # an architecture that is known to its own code alone: no heads, no code
+        with trusting(False), suppress(OwnCode):  # what only code could tell is left out
             config = read_config(side.config)
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):

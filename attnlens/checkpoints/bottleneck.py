@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
 from attnlens.checkpoints.blocks import head_parameters, transformer_blocks
@@ -199,6 +200,8 @@ def save_bottleneck(model: PreTrainedModel, kind: Bottleneck, parameters: frozen
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
+    if model._auto_class is not None:  # its config names code of its own
+        custom_object_save(model, folder)
 
 
 def _on_disk(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from attnlens.checkpoints.identity import home_free
-from attnlens.checkpoints.remote_code import asking, check_code, trusted
+from attnlens.checkpoints.remote_code import asking, check_code, faults, trusted
 from attnlens.checkpoints.source import check_hub
 from attnlens.core.errors import CheckpointError
 
@@ -18,14 +18,14 @@ def read_config(where: Path | str) -> Any:
     check_code(where)
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=trusted())
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(where, str):
+    except faults() as error:
+        if isinstance(where, str) and not trusted():
             raise CheckpointError(f"{where} is no folder here, and no such model could be had from the hub") from error
         raise CheckpointError(f"{home_free(where)}/config.json cannot be used: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, or its kind where it says nothing."""
-    if "trust_remote_code=True" in str(error):
+    if "trust_remote_code=True" in str(error) and not trusted():
         return asking("of its tokenizer or head")
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

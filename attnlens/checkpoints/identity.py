@@ -36,7 +36,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{home_free(path)} cannot be read as JSON ({error}): remove it or train again."
         ) from error

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import logging
 
 from attnlens.checkpoints.adapter import (
@@ -26,7 +25,7 @@ from attnlens.checkpoints.config import first_line, read_config
 from attnlens.checkpoints.identity import files_sha256, home_free, read_record, weights_sha256
 from attnlens.checkpoints.kinds import check_kind, shares_base
 from attnlens.checkpoints.proof import prove
-from attnlens.checkpoints.remote_code import check_code, code_facts, saved_model, trusted
+from attnlens.checkpoints.remote_code import check_code, code_facts, faults, saved_model, trusted
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
 from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, locate, names_of, settle
@@ -41,8 +40,8 @@ class Checkpoint:
     """A loaded model with its tokenizer, its name, and where it came from.
 
     provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof;
-    of an adapter also `adapter`, where attnlens trained it `training`, where code of its own ran `remote_code`. Base
-    and adapters that `load_all` put into one `model` share it: run it inside `active()`. checksum: of the model's
+    of an adapter also `adapter`, where attnlens trained it `training`, where it names code of its own `remote_code`.
+    Base and adapters that `load_all` put into one `model` share it: run it inside `active()`. checksum: of the model's
     parameters when it had been loaded.
     """
 
@@ -179,13 +178,15 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' notices and progress bars: what matters in them is checked, and raised."""
+    """Silence transformers' notices, progress bars and questions: what matters in them is checked, and raised."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    patience, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -294,12 +295,12 @@ def _model(source: Source, architecture: Any, config: Any, options: dict[str, An
             loaded: Any = architecture.from_pretrained(
                 where,
                 config=config,
-                trust_remote_code=trusted(),
+                trust_remote_code=False,  # the class is known: what is left is code that generates text
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
                 **options | {"dtype": dtype},
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except faults() as error:
         raise CheckpointError(f"the weights of {source.given} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     mismatched = sorted(entry for entry in report["mismatched_keys"] if not is_head(entry[0], model))
@@ -329,7 +330,7 @@ def _facts(source: Source, model: PreTrainedModel, adapter: Adapter | None) -> d
         "model_type": config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    if (code := code_facts(source.config)) is not None:
+    if (code := code_facts(source.config, source.tokenizer)) is not None:
         facts["remote_code"] = code
     if adapter is not None and source.base is not None:
         facts["adapter"] = adapter.facts | {"base": source.base.given, "base_sha256": _sha256(source.base)}
@@ -379,5 +380,5 @@ def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreT
     check_code(source.tokenizer)
     try:
         return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trusted())
-    except (OSError, ValueError, KeyError) as error:
+    except faults() as error:
         raise CheckpointError(f"the tokenizer of {source.given} cannot be loaded: {first_line(error)}") from error

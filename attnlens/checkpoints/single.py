@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from attnlens.checkpoints.identity import home_free
-from attnlens.checkpoints.remote_code import trusted
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import Source
 from attnlens.core.errors import CheckpointError
@@ -66,8 +65,7 @@ def wanted_names(names: tuple[str, ...], expected: frozenset[str], prefix: str, 
 def _expected(architecture: Any, config: Any) -> tuple[frozenset[str], str]:
     """Names of the weights of a model that is never filled, and the prefix of its backbone, with the dot."""
     with torch.device("meta"):
-        model = architecture._from_config(config) if hasattr(architecture, "_from_config") else None
-        model = architecture.from_config(config, trust_remote_code=trusted()) if model is None else model
+        model = architecture._from_config(config)
     return frozenset(model.state_dict()), f"{model.base_model_prefix}."
 
 

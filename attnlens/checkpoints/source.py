@@ -261,7 +261,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{home_free(path)} cannot be read ({error.strerror}): check its rights") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise CheckpointError(
             f"{home_free(path)} cannot be used: no JSON from line {line} on; copy or download it again"

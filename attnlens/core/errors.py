@@ -24,6 +24,11 @@ from collections.abc import Iterable
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+def printable(text: str) -> str:
+    """One line: what steers a terminal or breaks a line is shown by its number."""
+    return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class AttnlensError(ValueError):
     """Root of every error attnlens raises for a user's fault.
 
@@ -32,7 +37,7 @@ class AttnlensError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(STEERING.sub(lambda found: ascii(found[0])[1:-1], message))
+        super().__init__(printable(message))
 
 
 class UnknownName(AttnlensError):

@@ -33,7 +33,7 @@ def is_complete(directory: Path, key: str, *, force: bool) -> bool:
         return False
     if not directory.is_dir():
         raise OutputExists(f"{directory} is a file: needed the name of a folder, choose another -o DIR")
-    if any((directory / left).exists() for left in (PARTS, REPLACED)):
+    if (directory / REPLACED).exists() or (_state(directory).get("complete") and (directory / PARTS).exists()):
         with suppress(OutputExists), _held(directory, "a run that is at work tidies up itself"):
             _tidy(directory)
     state = _state(directory)
@@ -70,7 +70,7 @@ def _state(directory: Path) -> dict[str, Any]:
     """What the folder says about its run; empty where no report is or was in the making."""
     try:
         state = json.loads((directory / RUN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) and {"attnlens", "key"} <= state.keys() else {}
 

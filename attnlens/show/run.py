@@ -16,7 +16,7 @@ from attnlens.analysis.results import Comparison, open_comparison
 from attnlens.analysis.roles import is_null
 from attnlens.checkpoints.identity import home_free, read_record, weights_sha256
 from attnlens.checkpoints.load import Checkpoint, check_device, load, load_all, longest_input
-from attnlens.checkpoints.remote_code import trusting
+from attnlens.checkpoints.remote_code import trusted, trusting
 from attnlens.checkpoints.source import adapter_config, locate, names_of
 from attnlens.core.errors import AttnlensError, CheckpointError, CorpusError
 from attnlens.salience.lexicon import read_lexicon
@@ -132,7 +132,7 @@ def run_report(checkpoints: Sequence[str | Path], options: ReportOptions | None 
     a model that hangs on one GPU lies on each); the first tests and draws, and all return the same.
     """
     options = ReportOptions() if options is None else options
-    with met(), trusting(options.trust_remote_code):
+    with met(), trusting(options.trust_remote_code or trusted()):
         return _run(checkpoints, options)
 
 

@@ -84,7 +84,7 @@ def _sha256(path: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorpusError(
             f"{path}: needs the JSON that save_to_disk writes; got: {_reason(error)}. Save it again."
         ) from error

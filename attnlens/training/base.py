@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,7 +25,7 @@ from attnlens.checkpoints.blocks import head_parameters
 from attnlens.checkpoints.config import first_line
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import longest_input
-from attnlens.checkpoints.remote_code import check_code, own_model, trusted
+from attnlens.checkpoints.remote_code import check_code, faults, own_model, trusted
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.source import check_hub, locate
 from attnlens.core.errors import CheckpointError, TrainingError, UnsupportedModel
@@ -200,13 +199,14 @@ def _parts(base: str | Path) -> tuple[str, str, PreTrainedTokenizerBase, PreTrai
 
 def _model(auto: Any, source: str, path: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
     """The model in float32, and the names of the parameters that the checkpoint lacks or has in another size."""
+    kind = own_model(config, auto.__name__) or auto
     model, info = _attempt(
         path,
-        lambda: auto.from_pretrained(
+        lambda: kind.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
-            trust_remote_code=trusted(),
+            trust_remote_code=False,  # the class is known: what is left is code that generates text
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         ),
@@ -235,7 +235,7 @@ def _sees_ahead(model: PreTrainedModel) -> bool:
 def _attempt(path: str, load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except faults() as error:
         raise CheckpointError(f"cannot load {path}: {first_line(error)}") from error
 
 

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from attnlens.checkpoints.blocks import transformer_blocks
 from attnlens.checkpoints.load import quiet
-from attnlens.checkpoints.remote_code import trusting
+from attnlens.checkpoints.remote_code import trusted, trusting
 from attnlens.text.corpus import Corpus
 from attnlens.training.accounting import trained_parameters
 from attnlens.training.alf import Plan, admitted
@@ -93,7 +93,7 @@ def estimate(
     chosen = method_named(method, options)
     check_seed(seed)
     data, _ = read_rows(train, options, seed)
-    with quiet(), seeded(seed), trusting(options.trust_remote_code):
+    with quiet(), seeded(seed), trusting(options.trust_remote_code or trusted()):
         return _estimated(prepare(base, data, chosen, options, seed))
 
 

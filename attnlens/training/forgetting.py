@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from attnlens.checkpoints.remote_code import trusted
+from attnlens.checkpoints.remote_code import own_model
 from attnlens.core.errors import CorpusError
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
@@ -213,8 +213,8 @@ def _pair(job: Job) -> _Pair:
         return _Pair(base, job.model, None, "the base's tokenizer has no mask token for its language-model head")
     if getattr(getattr(job.model, "active_peft_config", None), "is_prompt_learning", False):
         return _Pair(base, job.model, None, "the base's language-model head cannot read behind a learnt prompt")
-    before, info = loader.from_pretrained(
-        job.base.directory, dtype=torch.float32, trust_remote_code=trusted(), output_loading_info=True
+    before, info = (own_model(config, loader.__name__) or loader).from_pretrained(
+        job.base.directory, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
     if info["missing_keys"]:
         return plain

@@ -21,6 +21,7 @@ WHOLE = (
     "virtual_tokens",
     "bottleneck",
 )
+UNSAID = ("force", "resume", "trust_remote_code", "progress")  # they change no number
 DTYPES = (None, "float32", "bfloat16")
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -113,7 +114,7 @@ class TrainOptions:
 
     def record(self) -> dict[str, Any]:
         """The options as plain JSON values, without what belongs to the machine or the screen."""
-        values = {name: value for name, value in vars(self).items() if name not in {"force", "resume", "progress"}}
+        values = {name: value for name, value in vars(self).items() if name not in UNSAID}
         for name in ("validation", "general"):
             data = values[name].name if isinstance(values[name], Corpus) else values[name]
             values[name] = home_free(data) if data is not None else None

@@ -110,6 +110,7 @@ def describe_order(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     asked = {name: value for name, value in job.options.record().items() if name not in {"null_twin", "general"}}
     order = {
         "base": base["sha256"],
+        "remote_code": base["remote_code"],
         "data": data.corpus.checksum,
         "validation data": data.heldout.checksum,
         "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),

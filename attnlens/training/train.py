@@ -7,7 +7,7 @@ from typing import Any
 from attnlens.checkpoints.card import card
 from attnlens.checkpoints.identity import home_free
 from attnlens.checkpoints.load import quiet
-from attnlens.checkpoints.remote_code import trusting
+from attnlens.checkpoints.remote_code import trusted, trusting
 from attnlens.checkpoints.seal import seal
 from attnlens.core.errors import TrainingError
 from attnlens.text.corpus import Corpus, read_corpus
@@ -194,7 +194,7 @@ class _Order:
 
 def _carried_out(order: _Order) -> TrainingResult:
     """One run from loading to the published checkpoint."""
-    with quiet(), seeded(order.seed), trusting(order.options.trust_remote_code):
+    with quiet(), seeded(order.seed), trusting(order.options.trust_remote_code or trusted()):
         job = prepare(order.base, order.data, order.method, order.options, order.seed)
         job = replace(job, stop_at=order.stop_at)
         identity = describe_base(job.base)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from attnlens.checkpoints.identity import BLOCK, files_sha256, home_free, weights_sha256
+from attnlens.checkpoints.identity import BLOCK, RECORD, files_sha256, home_free, read_record, weights_sha256
 from attnlens.core.errors import CheckpointError
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
@@ -39,6 +39,13 @@ def test_large_files_are_read_to_the_end(tmp_path: Path):
 def test_a_directory_without_weights_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors and no \*\.bin: needed a checkpoint"):
         weights_sha256(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_a_training_record_that_is_no_json(tmp_path: Path, content: bytes):
+    (tmp_path / RECORD).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON .*: remove it or train again"):
+        read_record(tmp_path)
 
 
 def test_home_is_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

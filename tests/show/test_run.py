@@ -117,7 +117,7 @@ def test_a_kill_before_the_first_file_leaves_a_lock_that_nobody_holds(tmp_path: 
     assert is_complete(tmp_path, "one", force=False)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}", "not json", '{"key": "abc", "lr": 1}'])
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "not json", "[" * 100_000, '{"key": "abc", "lr": 1}'])
 def test_another_program_s_run_json_is_not_a_report(tmp_path: Path, content: str):
     (tmp_path / "run.json").write_text(content)
     for force in (False, True):

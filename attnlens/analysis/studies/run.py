@@ -1,5 +1,6 @@
 """A study from its file to its finished cells."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from attnlens.analysis.studies.file import StudyFile, read_study
 from attnlens.analysis.studies.queue import State, run_cells
 from attnlens.checkpoints.files import alone
 from attnlens.checkpoints.identity import files_sha256, read_record
-from attnlens.checkpoints.remote_code import check_code, trusted, trusting
-from attnlens.checkpoints.source import locate
+from attnlens.checkpoints.remote_code import check_code, code_facts, trusted, trusting
+from attnlens.checkpoints.source import Source, locate
 from attnlens.core.errors import AttnlensError, CheckpointError, OutputExists
 
 DATA, COPY, LOCK = "data", "study.toml", ".lock"
@@ -53,10 +54,7 @@ def planned(path: str | Path, options: StudyOptions) -> Plan:
     given = {arm.name: _by_seed(file, arm.checkpoints, places) for arm in file.arms if arm.checkpoints}
     paths = [*models.values(), *(path for some in given.values() for path in some.values())]
     sources = {path: locate(path) for path in paths}
-    for source in sources.values():
-        if isinstance(source.config, Path):  # what lies here need not wait for its first cell to be refused
-            check_code(source.config)
-    weights = {path: files_sha256(source.files) for path, source in sources.items()}
+    weights = {path: _sha256(source) for path, source in sources.items()}
     if not (folder / COPY).is_file():  # from here on it is the study's, though a fault in the data may end this
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / COPY)
@@ -94,7 +92,7 @@ def held(path: str | Path, options: StudyOptions) -> Iterator[Plan]:
     folder = _folder(Path(path), options)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / LOCK, f"another run is at work in {folder}: wait for it, or choose another -o"):
-        with trusting(options.trust_remote_code):
+        with trusting(options.trust_remote_code or trusted()):
             yield planned(path, options)
 
 
@@ -105,6 +103,16 @@ def _folder(path: Path, options: StudyOptions) -> Path:
     if strangers and not (folder / COPY).is_file():
         raise OutputExists(f"{folder} is a folder but not a study's, so it is never written into: choose another -o")
     return folder
+
+
+def _sha256(source: Source) -> str:
+    """Checksum of a checkpoint's weights, and of the modules that it runs; which ones is said, or refused."""
+    places = dict.fromkeys(place for place in (source.config, source.tokenizer) if place is not None)
+    for place in places:
+        check_code(place)
+    code = code_facts(*places)
+    weights = files_sha256(source.files)
+    return weights if code is None else f"{weights} {json.dumps(code['modules'], sort_keys=True)}"
 
 
 def _by_seed(file: StudyFile, checkpoints: tuple[str, ...], places: Places) -> dict[int, str]:
