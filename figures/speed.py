@@ -27,6 +27,7 @@ TOOLS = {
 }
 WAYS = {
     "plain": "plain pass",
+    "least": "largest weight alone",
     "lean": "entropy, masses, λ, max, Σp²",
     "tiled": "… and share of content",
     "exact": "beside the model's own attention",
@@ -47,15 +48,16 @@ CAPTIONS = {
     "attnlens also λ) of a GPT-2-small-shaped model with random weights, one text, one thread: time over that of the "
     "plain forward pass of the same length, and peak memory beyond that of the loaded model. TransformerLens 4.3 runs "
     "its language-model head as well; inseq 0.7 gives one row of each head; nnsight 0.8.",
-    "record": "The same for attnlens' own ways, batches of about 2,048 tokens, one thread: the commonest "
-    "statistics, the share of content with them, statistics beside the model's unchanged attention, and two models "
-    "with received attention and Jensen–Shannon divergence (per model).",
+    "record": "The same for attnlens' own ways, batches of 2,048 tokens or one longer text, one thread: the largest "
+    "weight alone, which is what a softmax in tiles takes before any other statistic; the commonest statistics; the "
+    "share of content with them; statistics beside the model's unchanged attention; and two models with received "
+    "attention and Jensen–Shannon divergence (per model).",
     "diff": "Two Llama-shaped checkpoints of 1.1 billion bfloat16 weights, 4.4 GB on disk, two cores: seconds and peak "
     "memory of whole commands, imports included. Spectra are estimated, each with its stated error; modeldelta 0.4.4 "
     "decomposes every matrix.",
 }
-COLOURS = ("0.55", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
-MARKS = ("", "o", "s", "^", "D", "v")
+FLOORS = {"plain": ("0.55", ""), "least": ("0.7", ".")}  # colour and mark of what there is to be held against
+COLOURS, MARKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"), ("o", "s", "^", "D", "v")
 
 
 def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
@@ -64,7 +66,9 @@ def by_length(table: pd.DataFrame, names: dict[str, str]) -> Figure:
     plain = table[table["way"] == "plain"].set_index("tokens")["seconds"]
     figure = Figure(figsize=(WIDE, 2.6), layout="constrained")
     time, memory = figure.subplots(1, 2)
-    for (way, name), colour, mark in zip(names.items(), COLOURS, MARKS, strict=True):
+    looks = iter(zip(COLOURS, MARKS, strict=True))
+    for way, name in names.items():
+        colour, mark = FLOORS.get(way) or next(looks)
         rows = table[table["way"] == way].sort_values("tokens")
         line = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1.4, "label": name}
         time.plot(rows["tokens"], rows["seconds"].to_numpy() / plain.loc[rows["tokens"]].to_numpy(), **line)
@@ -93,7 +97,7 @@ def by_way(table: pd.DataFrame) -> Figure:
         values = table.loc[ways, column]
         places = range(len(ways))
         ax.hlines(places, 0, values, color="0.85", linewidth=1)  # lengths mean nothing where the axis has no zero
-        ax.scatter(values, places, color=["0.55" if "read" in way else COLOURS[1] for way in ways], s=22, zorder=3)
+        ax.scatter(values, places, color=["0.55" if "read" in way else COLOURS[0] for way in ways], s=22, zorder=3)
         for place, value in zip(places, values, strict=True):
             text = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
             ax.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center")
