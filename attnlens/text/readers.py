@@ -200,7 +200,7 @@ def _datasets_rows(path: Path, wanted: Collection[str]) -> Rows:
         }
         tables = data.with_format("arrow").iter(BLOCK)
         yield from _table_rows(data.column_names, tables, wanted, classes)  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pyarrow.ArrowException) as error:
         raise CorpusError(
             f"{path}: needs a data set written by save_to_disk; got: {_reason(error)}. Save it again."
         ) from error

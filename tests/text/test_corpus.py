@@ -343,8 +343,10 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path: Path, content: str
 def test_a_data_set_whose_json_is_nested_without_end(tmp_path: Path):
     for name in ("state.json", "dataset_info.json"):
         (tmp_path / name).write_text("[" * 100_000)
-    with pytest.raises(CorpusError, match="needs the JSON that save_to_disk writes; got: RecursionError"):
+    with pytest.raises(CorpusError, match="needs a data set written by save_to_disk; got: RecursionError"):
         read_corpus(tmp_path)
+    with pytest.raises(CorpusError, match="needs the JSON that save_to_disk writes; got: RecursionError"):
+        corpus_checksum(tmp_path)
 
 
 def test_a_data_set_with_chosen_rows_is_read_as_chosen(tmp_path: Path):
