@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from attnlens.checkpoints.adapter import (
@@ -29,7 +29,7 @@ from attnlens.checkpoints.remote_code import check_code, code_facts, faults, sav
 from attnlens.checkpoints.shelf import Shelf
 from attnlens.checkpoints.single import read_single, stored_dtype
 from attnlens.checkpoints.source import BOTTLENECK, TOKENIZER_FILES, Source, locate, names_of, settle
-from attnlens.core.errors import CheckpointError, UnknownName
+from attnlens.core.errors import AttnlensError, CheckpointError, UnknownName
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPREAD = "auto"  # the device of a model that lies on all GPUs
@@ -178,15 +178,13 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' notices, progress bars and questions: what matters in them is checked, and raised."""
+    """Silence transformers' notices and progress bars: what matters in them is checked, and raised."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    patience, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -287,10 +285,10 @@ def _model(source: Source, architecture: Any, config: Any, options: dict[str, An
     Shelf(source.files)  # a file whose header lies is refused before anything reads it
     dtype: Any = options["dtype"] or "auto"
     where: Any = source.given if source.kind == "hub" else source.path
-    if source.kind == "file":
-        state, where = read_single(source, architecture, config), None
-        dtype, options = options["dtype"] or stored_dtype(state), options | {"state_dict": state}
     try:
+        if source.kind == "file":
+            state, where = read_single(source, architecture, config), None
+            dtype, options = options["dtype"] or stored_dtype(state), options | {"state_dict": state}
         with quiet():
             loaded: Any = architecture.from_pretrained(
                 where,
@@ -300,6 +298,8 @@ def _model(source: Source, architecture: Any, config: Any, options: dict[str, An
                 ignore_mismatched_sizes=True,  # of a head; the backbone's are checked below
                 **options | {"dtype": dtype},
             )
+    except AttnlensError:
+        raise
     except faults() as error:
         raise CheckpointError(f"the weights of {source.given} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
@@ -330,7 +330,8 @@ def _facts(source: Source, model: PreTrainedModel, adapter: Adapter | None) -> d
         "model_type": config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    if (code := code_facts(source.config, source.tokenizer)) is not None:
+    own = source.path if source.kind == "adapter" else None  # a bottleneck adapter has a config beside it
+    if (code := code_facts(source.config, source.tokenizer, own)) is not None:
         facts["remote_code"] = code
     if adapter is not None and source.base is not None:
         facts["adapter"] = adapter.facts | {"base": source.base.given, "base_sha256": _sha256(source.base)}
@@ -377,7 +378,7 @@ def _tokenizer(source: Source, fallback: PreTrainedTokenizerBase | None) -> PreT
                 f"{source.given} has no tokenizer files ({', '.join(TOKENIZER_FILES)}): add --tokenizer ID|DIR"
             )
         return fallback
-    check_code(source.tokenizer)
+    check_code(source.tokenizer, tokenizer=True)
     try:
         return AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trusted())
     except faults() as error:

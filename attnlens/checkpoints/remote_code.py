@@ -1,14 +1,15 @@
 """Code that a checkpoint brings for an architecture of its own: it runs only where that was asked for, and named first.
 
 transformers calls it remote code, wherever it lies: `auto_map` in a config names a module beside it, or in another hub
-repository, and a class in that, for each Auto class.
+repository, and a class in that, for each Auto class. Once this is imported, transformers raises where it would ask on
+the terminal whether other code may run.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -16,25 +17,35 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING
-from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
+from transformers import CONFIG_MAPPING, dynamic_module_utils
 from transformers.utils.hub import cached_file
 
 from attnlens.checkpoints.identity import file_sha256, home_free
 from attnlens.checkpoints.source import read_json
-from attnlens.core.errors import CheckpointError, OwnCode, UnsupportedModel, printable
+from attnlens.core.errors import AttnlensError, CheckpointError, OwnCode, UnsupportedModel, printable
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 AUTO, REFERENCE = re.compile(r"Auto\w+"), re.compile(r"([\w.-]+/[\w.-]+--)?(\w+)\.(\w+)")
 TRUST = ContextVar("trust_remote_code", default=False)
+MODULES = "transformers_modules"  # the package that transformers puts such code into
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds that it would wait for an answer
 
 
 @contextmanager
 def trusting(on: bool = True) -> Iterator[None]:
-    """While it is open, checkpoints may run code that they bring, after saying so; with `on` False they may not."""
+    """While it is open, checkpoints may run code that they bring, after saying so; with `on` False they may not.
+
+    What that code raises is a CheckpointError.
+    """
     before = TRUST.set(on)
     try:
         yield
+    except AttnlensError:
+        raise
+    except (Exception, SystemExit) as error:
+        if (module := _culprit(error)) is None:
+            raise
+        raise CheckpointError(f"{module}, code of a checkpoint, failed: {_told(error)}") from error
     finally:
         TRUST.reset(before)
 
@@ -49,19 +60,20 @@ def faults() -> tuple[type[BaseException], ...]:
     return (Exception, SystemExit) if trusted() else (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-def check_code(where: Path | str) -> None:
-    """Say which code of a folder or hub id runs, or is left alone; OwnCode where it is another model without."""
+def check_code(where: Path | str, *, tokenizer: bool = False) -> None:
+    """Say which code of a folder or hub id runs, or is left alone; OwnCode where its model is another one without.
+
+    tokenizer: only that is wanted of it.
+    """
     named = own_classes(where)
-    if not named:
-        return
     shown = home_free(where)
-    if trusted():
+    if trusted() and named:
         told = ", ".join(f"{reference} as {auto}" for auto, reference in named.items())
         _say(f"running code of {shown}: {told}", json.dumps(_modules(where, named)))
-        return
-    if (needed := _needed(named, _read(where, CONFIG))) is not None:
+    elif not tokenizer and (needed := _needed(named, _read(where, CONFIG))) is not None:
         raise OwnCode(f"{shown} is no architecture of transformers: {asking(needed)}")
-    _say(f"code of {shown} is not run: what transformers has under that name takes its place")
+    elif "AutoTokenizer" in named if tokenizer else named:
+        _say(f"code of {shown} is not run: what transformers has under that name takes its place")
 
 
 def asking(code: str) -> str:
@@ -70,7 +82,7 @@ def asking(code: str) -> str:
 
 
 def own_classes(where: Path | str) -> dict[str, str]:
-    """The classes that a checkpoint's configs name as its own: Auto class → [owner/name--]module.Class."""
+    """The classes of its own that a checkpoint would load as: Auto class → [owner/name--]module.Class."""
     described, shown = _read(where, CONFIG), home_free(where)
     architectures = described.get("architectures") or []
     if not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
@@ -78,7 +90,7 @@ def own_classes(where: Path | str) -> dict[str, str]:
     if not isinstance(described.get("model_type", ""), str):
         raise CheckpointError(f"{shown}/{CONFIG} cannot be used: its model_type is no name")
     if _has_inner(described):
-        raise CheckpointError(f"{shown}/{CONFIG} names code for a part of the model (auto_map inside it): refused")
+        raise OwnCode(f"{shown}/{CONFIG} names code for a part of the model (auto_map inside it): refused")
     maps = [_read(where, file).get("auto_map", {}) for file in (CONFIG, TOKENIZER)]
     if isinstance(maps[1], list):  # as it was once written
         maps[1] = {"AutoTokenizer": maps[1]}
@@ -91,70 +103,88 @@ def own_classes(where: Path | str) -> dict[str, str]:
     for auto, reference in found.items():
         if not (AUTO.fullmatch(auto) and isinstance(reference, str) and REFERENCE.fullmatch(reference)):
             raise CheckpointError(f"{shown} names code as {auto!r}: {reference!r}: needed module.Class")
-    return found
+    models = _models(found, architectures)
+    return {auto: reference for auto, reference in found.items() if auto in models or not _is_for_model(auto)}
 
 
 def own_model(config: Any, auto: str) -> Any:
-    """The class that code of a trusted checkpoint has for this Auto class; None where it has none."""
-    reference = (getattr(config, "auto_map", None) or {}).get(auto) if trusted() else None
-    if reference is None:
+    """The class that code of a trusted checkpoint has for this Auto class; None where transformers' own is meant.
+
+    UnsupportedModel where the architecture is its own and there is none: transformers' would be another model.
+    """
+    if not trusted():
         return None
-    shown = f"{reference} of {home_free(config.name_or_path)}"
+    names, shown = config.architectures or (), home_free(config.name_or_path)
+    models = _models(getattr(config, "auto_map", None) or {}, names)
+    if auto not in models:
+        if (models and not _is_known(names)) or type(config).__module__.startswith(MODULES):
+            raise UnsupportedModel(f"{shown} is an architecture of its own, whose code has no {auto}")
+        return None
     try:
-        found = get_class_from_dynamic_module(reference, config.name_or_path)
+        found = dynamic_module_utils.get_class_from_dynamic_module(models[auto], config.name_or_path)
     except faults() as error:
-        raise CheckpointError(f"{shown} cannot be loaded: {_told(error)}") from error
+        raise CheckpointError(f"{models[auto]} of {shown} cannot be loaded: {_told(error)}") from error
     if not _is_model(found):
-        raise UnsupportedModel(f"{shown} is no model of transformers' kind")
+        raise UnsupportedModel(f"{models[auto]} of {shown} is no model of transformers' kind")
     found.register_for_auto_class(auto)  # so that its code is saved with it
     return found
 
 
 def saved_model(config: Any) -> Any:
     """The class of its own that a trusted checkpoint was saved in; None where it was saved in one of transformers."""
-    models = _models(getattr(config, "auto_map", None) or {})
     names = config.architectures or ()
-    saved = [auto for auto, reference in models.items() if reference.rpartition(".")[2] in names]
-    if not models or (not saved and _is_known(names)):
-        return None
-    return own_model(config, saved[0] if saved else next(iter(models)))
+    models = _models(getattr(config, "auto_map", None) or {}, names)
+    saved = [auto for auto, reference in models.items() if _class_name(reference) in names[:1]]
+    return own_model(config, (saved or sorted(models, key=lambda auto: auto != "AutoModel") or ["AutoModel"])[0])
 
 
-def code_facts(*places: Path | str | None) -> dict[str, Any] | None:
+def code_facts(*places: Path | str | None) -> list[dict[str, Any]] | None:
     """What provenance keeps of code in these folders or hub ids: whether it ran, its classes, its modules' SHA-256."""
-    classes, modules = dict[str, str](), dict[str, str]()
+    found = []
     for where in dict.fromkeys(place for place in places if place is not None):
-        named = own_classes(where)
-        classes |= named
-        modules |= _modules(where, named) if trusted() else {}
-    return {"ran": trusted(), "classes": classes, "modules": modules} if classes else None
+        if named := own_classes(where):
+            modules = _modules(where, named) if trusted() else {}
+            found.append({"ran": trusted(), "classes": named, "modules": modules})
+    return found or None
 
 
 def _needed(named: Mapping[str, str], described: Mapping[str, Any]) -> str | None:
     """The class without which a checkpoint would be refused by transformers, or read as another model."""
     if "AutoConfig" in named and described.get("model_type") not in CONFIG_MAPPING:
         return named["AutoConfig"]
-    models = _models(named)
-    return None if not models or _is_known(described.get("architectures") or ()) else next(iter(models.values()))
+    names = described.get("architectures") or ()
+    models = _models(named, names)
+    return None if not models or _is_known(names) else next(iter(models.values()))
 
 
-def _models(named: Mapping[str, str]) -> dict[str, str]:
-    return {auto: reference for auto, reference in named.items() if auto.startswith("AutoModel")}
+def _models(named: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The classes for models; none where the first of `names` is a class of transformers, and not also its own."""
+    models = {auto: reference for auto, reference in named.items() if _is_for_model(auto)}
+    is_own = any(_class_name(reference) in names[:1] for reference in models.values())
+    return models if models and (is_own or not _is_known(names)) else {}
 
 
-def _is_known(names: list[str] | tuple[()]) -> bool:
-    """Whether transformers has a model of one of these names."""
-    return any(_is_model(getattr(transformers, name, None)) for name in names)
+def _is_for_model(auto: str) -> bool:
+    return auto.startswith("AutoModel")
+
+
+def _class_name(reference: str) -> str:
+    return reference.rpartition(".")[2]
+
+
+def _is_known(names: Sequence[str]) -> bool:
+    """Whether transformers has a model of the first of these names, which is the one that counts."""
+    return any(_is_model(getattr(transformers, name, None)) for name in names[:1])
 
 
 def _is_model(found: Any) -> bool:
     from transformers import PreTrainedModel  # takes seconds, and a config needs none
 
-    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return isinstance(found, type) and issubclass(found, PreTrainedModel) and found is not PreTrainedModel
 
 
 def _has_inner(described: Mapping[str, Any]) -> bool:
-    """Whether a part of a config names code: transformers would ask for it on the terminal."""
+    """Whether a part of a config names code: transformers builds parts without a word on trust."""
     parts = list(described.values())
     while parts:
         part = parts.pop()
@@ -169,12 +199,11 @@ def _modules(where: Path | str, named: Mapping[str, str]) -> dict[str, str]:
     found = dict[str, str]()
     for reference in named.values():
         owner, module, _ = REFERENCE.fullmatch(reference).groups("")  # pyright: ignore[reportOptionalMemberAccess]
-        try:
-            path = str(cached_file(owner.removesuffix("--") or str(where), f"{module}.py"))
-            files = [Path(file) for file in (path, *get_relative_import_files(path))]
-            found |= {f"{owner}{file.name}": file_sha256(file) for file in files}
-        except (OSError, ValueError):  # transformers will say what is missing
-            continue
+        with suppress(OSError, ValueError):  # transformers will say what is missing
+            path = Path(str(cached_file(owner.removesuffix("--") or str(where), f"{module}.py")))
+            found[f"{owner}{path.name}"] = file_sha256(path)
+            for file in map(Path, dynamic_module_utils.get_relative_import_files(path)):
+                found[f"{owner}{file.name}"] = file_sha256(file)
     return found
 
 
@@ -185,6 +214,15 @@ def _read(where: Path | str, file: str) -> dict[str, Any]:
     except OSError:
         return {}
     return {} if path is None else read_json(Path(path))
+
+
+def _culprit(error: BaseException) -> str | None:
+    """The module of a checkpoint that an error came through."""
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        found, trace = name.rpartition(".")[2] if name.startswith(MODULES) else found, trace.tb_next
+    return found
 
 
 def _told(error: BaseException) -> str:

@@ -51,7 +51,8 @@ def info(
     kind = "bottleneck adapter" if adapter.get("type") == BOTTLENECK else KINDS[facts["kind"]]
     facts |= {"kind": kind, "model_type": loaded.model.config.model_type}
     if code := loaded.provenance.get("remote_code"):
-        facts["code of its own"] = ", ".join(code["classes"].values())
+        told = ", ".join(reference for place in code for reference in place["classes"].values())
+        facts["code of its own"] = told if code[0]["ran"] else f"{told} (not run)"
     facts |= _adapter(loaded) | _training(loaded)
     facts["attention"] = loaded.provenance["proof"]
     facts["measures"] = f"attention on texts of up to {limit} tokens, weights" if limit else "attention, weights"

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from attnlens.checkpoints.remote_code import own_model
-from attnlens.core.errors import CorpusError
+from attnlens.core.errors import CorpusError, UnsupportedModel
 from attnlens.text.corpus import Corpus, read_corpus
 from attnlens.text.embedded import embedded
 from attnlens.training.job import Job
@@ -204,8 +204,8 @@ def _pair(job: Job) -> _Pair:
     if job.task.language:
         return _Pair(base, job.model, job.task.name)
     config: Any = base.config
-    saved: Any = type(config).from_pretrained(job.base.directory).architectures or []
-    loader = next((HEADS[end] for name in saved for end in HEADS if name.endswith(end)), None)
+    stored: Any = type(config).from_pretrained(job.base.directory, name_or_path=str(job.base.directory))
+    loader = next((HEADS[end] for name in stored.architectures or () for end in HEADS if name.endswith(end)), None)
     plain = _Pair(base, job.model, None, "the base's checkpoint has no language-model head, and a classifier's is new")
     if loader is None:
         return plain
@@ -213,8 +213,12 @@ def _pair(job: Job) -> _Pair:
         return _Pair(base, job.model, None, "the base's tokenizer has no mask token for its language-model head")
     if getattr(getattr(job.model, "active_peft_config", None), "is_prompt_learning", False):
         return _Pair(base, job.model, None, "the base's language-model head cannot read behind a learnt prompt")
-    before, info = (own_model(config, loader.__name__) or loader).from_pretrained(
-        job.base.directory, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    try:
+        kind = own_model(stored, loader.__name__) or loader
+    except UnsupportedModel:
+        return plain
+    before, info = kind.from_pretrained(
+        job.base.directory, config=stored, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
     if info["missing_keys"]:
         return plain

@@ -15,7 +15,7 @@ from attnlens.analysis.studies.run import StudyOptions, held, run
 from attnlens.analysis.weights import weight_changes
 from attnlens.checkpoints.load import load
 from attnlens.checkpoints.remote_code import trusted, trusting
-from attnlens.core.errors import AttnlensError, CheckpointError, Damaged, OwnCode, TrainingError
+from attnlens.core.errors import AttnlensError, CheckpointError, Damaged, OwnCode, TrainingError, UnsupportedModel
 from attnlens.training.options import TrainOptions
 from attnlens.training.train import finetune
 from tests.cli.shell import Run, refused
@@ -40,6 +40,7 @@ from .configuration_own import OwnConfig
 
 class OwnModel(BertModel):
     config_class = OwnConfig
+    pass
 
 
 class OwnForSequenceClassification(BertForSequenceClassification):
@@ -124,7 +125,9 @@ def test_code_that_nobody_asked_for_does_not_run(attnlens: Run, own: Path, tunin
     [
         (["OwnModel"], {"AutoModel": "modeling_own.OwnModel"}),
         ([], {"AutoModel": "modeling_own.OwnModel"}),
-        (["OwnForMaskedLM"], {"AutoModel": "modeling_own.OwnModel"}),
+        (["OwnForMaskedLM"], {"AutoModelForCausalLM": "modeling_own.Other", "AutoModel": "modeling_own.OwnModel"}),
+        (["OwnModel", "BertModel"], {"AutoModel": "modeling_own.OwnModel"}),
+        (["PreTrainedModel"], {"AutoModel": "modeling_own.OwnModel"}),
         (["logging"], {"AutoModel": "modeling_own.OwnModel"}),  # transformers has one, which is no model
     ],
 )
@@ -133,7 +136,7 @@ def test_a_class_of_its_own_is_not_taken_for_the_one_it_was_made_from(
 ):
     """Its weights would fit a plain BERT, which is another model."""
     described(own, model_type="bert", architectures=architectures, auto_map=classes)
-    with pytest.raises(OwnCode, match=r"\(modeling_own\.OwnModel\) runs only if you ask"):
+    with pytest.raises(OwnCode, match=r"\(modeling_own\.(OwnModel|Other)\) runs only if you ask"):
         load(own)
     assert not mark.exists()
     with trusting():
@@ -148,7 +151,48 @@ def test_of_a_name_that_both_have_transformers_is_taken_and_that_is_said(
     described(own, model_type="bert", architectures=["BertModel"], auto_map={"AutoModel": "modeling_own.BertModel"})
     found = load(own)
     assert caplog.messages == [f"code of {own} is not run: what {SEEN}"] and not mark.exists()
-    assert found.provenance["architecture"] == "BertModel" and found.provenance["remote_code"]["ran"] is False
+    assert found.provenance["architecture"] == "BertModel"
+    assert [place["ran"] for place in found.provenance["remote_code"]] == [False]
+
+
+def test_a_head_of_transformers_is_not_put_on_an_architecture_of_its_own(own: Path, tuning: Tuning, mark: Path):
+    """Trained or as an adapter's base it would be another model; nor are its heads its backbone's."""
+    described(own, auto_map={"AutoConfig": CLASSES["AutoConfig"], "AutoModel": CLASSES["AutoModel"]})
+    options = TrainOptions(max_steps=1, trust_remote_code=True, device="cpu")
+    for changes in ({}, {"model_type": "bert", "auto_map": {"AutoModel": CLASSES["AutoModel"]}}):
+        described(own, **changes)
+        with pytest.raises(UnsupportedModel, match="whose code has no AutoModelForSequenceClassification"):
+            finetune(own, tuning.data, output=own.with_name("tuned"), options=options)
+
+
+def test_code_of_a_checkpoint_that_was_saved_in_a_class_of_transformers(
+    own: Path, mark: Path, caplog: pytest.LogCaptureFixture
+):
+    """What does not run is neither said nor kept."""
+    described(own, model_type="bert", architectures=["BertModel"], auto_map={"AutoModel": CLASSES["AutoModel"]})
+    for on in (False, True):
+        with trusting(on):
+            assert load(own).provenance.get("remote_code") is None
+    assert not caplog.messages and not mark.exists()
+
+
+def test_code_in_two_places_is_kept_for_both(own: Path, mark: Path, tmp_path: Path):
+    """The model's here and the tokenizer's there, in modules of one name."""
+    other = Path(shutil.copytree(own, tmp_path / "other"))
+    for path in [*own.glob("tokenizer*"), *own.glob("vocab*")]:
+        path.unlink()
+    with trusting():
+        before = load(own, tokenizer=other).provenance["remote_code"]
+        changed(own)
+        after = load(own, tokenizer=other).provenance["remote_code"]
+    assert len(before) == 2 and before[1] == after[1] and before[0] != after[0]
+
+
+def test_a_tokenizer_needs_no_code_of_the_model_beside_it(tuning: Tuning, own: Path, mark: Path, tmp_path: Path):
+    bare = Path(shutil.copytree(tuning.base, tmp_path / "bare"))
+    for path in [*bare.glob("tokenizer*"), *bare.glob("vocab*")]:
+        path.unlink()
+    assert load(bare, tokenizer=own).provenance["architecture"] == "BertModel" and not mark.exists()
 
 
 def test_a_trusted_architecture_gives_the_numbers_of_the_one_it_equals(
@@ -190,9 +234,10 @@ def test_a_trusted_architecture_gives_the_numbers_of_the_one_it_equals(
     assert tables[0] == tables[1]
     facts = json.loads(said["own", "info"])
     assert facts["architecture"] == "OwnForSequenceClassification"
-    assert facts["remote_code"]["ran"] and facts["remote_code"]["classes"] == CLASSES
-    assert sorted(facts["remote_code"]["modules"]) == ["configuration_own.py", "modeling_own.py"]
-    assert facts["training"]["base"]["remote_code"]["classes"] == CLASSES
+    (code,) = facts["remote_code"]
+    assert code["ran"] and code["classes"] == CLASSES
+    assert sorted(code["modules"]) == ["configuration_own.py", "modeling_own.py"]
+    assert [place["classes"] for place in facts["training"]["base"]["remote_code"]] == [CLASSES]
     assert open_comparison(tmp_path / "own" / "report").provenance["command"].endswith(" --trust-remote-code")
 
 
@@ -230,7 +275,7 @@ def test_changed_code_is_another_question(own: Path, tuning: Tuning, mark: Path,
 
 def test_code_of_a_sealed_checkpoint_that_changed(own: Path, mark: Path):
     with trusting():
-        sums = load(own).provenance["remote_code"]["modules"]
+        sums = load(own).provenance["remote_code"][0]["modules"]
         (own / "SHA256SUMS").write_text(f"{sums['modeling_own.py']}  modeling_own.py\n")
         changed(own)
         with pytest.raises(Damaged, match=r"modeling_own\.py has changed since it was written"):
@@ -268,7 +313,25 @@ def test_code_for_a_part_of_a_model_is_refused(own: Path, mark: Path):
     for on in (False, True):
         with trusting(on), pytest.raises(CheckpointError, match="names code for a part of the model"):
             load(own)
-    assert not mark.exists()
+    assert len(weight_changes(own, own)) and not mark.exists()
+
+
+def test_other_code_that_own_code_asks_for_is_not_asked_about(own: Path, mark: Path, tmp_path: Path):
+    """Nobody named it; transformers would ask on the terminal."""
+    other = Path(shutil.copytree(own, tmp_path / "other"))
+    text = (
+        CONFIGURATION.format(mark=str(mark))
+        + f"""
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained({str(other)!r})
+"""
+    )
+    (own / "configuration_own.py").write_text(text)
+    with trusting(), pytest.raises(CheckpointError, match=r"config\.json cannot be used"):
+        load(own)
 
 
 def test_code_that_would_generate_text_never_runs(own: Path, mark: Path):
@@ -302,13 +365,16 @@ def test_what_is_named_is_what_runs(own: Path, mark: Path):
         "1 / 0",
         "class Other: pass",
         "OwnModel = 3",
+        MODEL.replace("pass", "def __init__(self, config):\n        raise ImportError('no flash_attn')"),
+        MODEL.replace("pass", "def forward(self, *_, **__):\n        return self.config.no_such_setting"),
     ],
 )
-def test_code_that_fails_is_one_line(attnlens: Run, own: Path, mark: Path, code: str):
+@pytest.mark.parametrize("place", [".", "model.safetensors"])
+def test_code_that_fails_is_one_line(attnlens: Run, own: Path, mark: Path, code: str, place: str):
     (own / "modeling_own.py").write_text(code)
-    done = attnlens("info", own, "--trust-remote-code")
+    done = attnlens("info", own / place, "--trust-remote-code")
     assert done.code == 1 and done.out == "" and len(done.err.splitlines()) == 1, done
-    assert "modeling_own" in done.err
+    assert "modeling_own" in done.err or "flash_attn" in done.err
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,10 @@ def _sha256(source: Source) -> str:
     """Checksum of a checkpoint's weights, and of the modules that it runs; which ones is said, or refused."""
     places = dict.fromkeys(place for place in (source.config, source.tokenizer) if place is not None)
     for place in places:
-        check_code(place)
+        check_code(place, tokenizer=place != source.config)
     code = code_facts(*places)
     weights = files_sha256(source.files)
-    return weights if code is None else f"{weights} {json.dumps(code['modules'], sort_keys=True)}"
+    return weights if code is None else f"{weights} {json.dumps(code, sort_keys=True)}"
 
 
 def _by_seed(file: StudyFile, checkpoints: tuple[str, ...], places: Places) -> dict[int, str]:
