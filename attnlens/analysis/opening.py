@@ -74,7 +74,8 @@ def _fetched(source: Source) -> Source:
     from attnlens.checkpoints.load import load  # a model's classes take seconds to import, and files need none
 
     try:
-        load(source.given)
+        with trusting(False):
+            load(source.given)
     except OwnCode as error:
         raise CheckpointError(
             f"{source.given} is no architecture of transformers: give the folder it lies in"
