@@ -39,9 +39,9 @@ SPREAD = "auto"  # the device of a model that lies on all GPUs
 class Checkpoint:
     """A loaded model with its tokenizer, its name, and where it came from.
 
-    provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, parameters, proof;
-    of an adapter also `adapter`, where attnlens trained it `training`, where it names code of its own `remote_code`.
-    Base and adapters that `load_all` put into one `model` share it: run it inside `active()`. checksum: of the model's
+    provenance: path (home written as ~), sha256 of the weights, architecture, model type, dtype, remote_code (code of
+    its own, or None), parameters, proof; of an adapter also `adapter`, where attnlens trained it `training`. Base and
+    adapters that `load_all` put into one `model` share it: run it inside `active()`. checksum: of the model's
     parameters when it had been loaded.
     """
 
@@ -329,10 +329,8 @@ def _facts(source: Source, model: PreTrainedModel, adapter: Adapter | None) -> d
         "architecture": type(model).__name__,
         "model_type": config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "remote_code": code_facts(*source.described),
     }
-    own = source.path if source.kind == "adapter" else None  # a bottleneck adapter has a config beside it
-    if (code := code_facts(source.config, source.tokenizer, own)) is not None:
-        facts["remote_code"] = code
     if adapter is not None and source.base is not None:
         facts["adapter"] = adapter.facts | {"base": source.base.given, "base_sha256": _sha256(source.base)}
     training = read_record(source.path) if source.path is not None and source.path.is_dir() else None

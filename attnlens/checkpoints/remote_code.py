@@ -138,10 +138,10 @@ def saved_model(config: Any) -> Any:
     return own_model(config, (saved or sorted(models, key=lambda auto: auto != "AutoModel") or ["AutoModel"])[0])
 
 
-def code_facts(*places: Path | str | None) -> list[dict[str, Any]] | None:
+def code_facts(*places: Path | str) -> list[dict[str, Any]] | None:
     """What provenance keeps of code in these folders or hub ids: whether it ran, its classes, its modules' SHA-256."""
     found = []
-    for where in dict.fromkeys(place for place in places if place is not None):
+    for where in places:
         if named := own_classes(where):
             modules = _modules(where, named) if trusted() else {}
             found.append({"ran": trusted(), "classes": named, "modules": modules})

@@ -46,6 +46,12 @@ class Source:
     base: "Source | None" = None
 
     @property
+    def described(self) -> tuple[Path | str, ...]:
+        """Folders and hub ids whose configs are read, each once: the model's, the tokenizer's, an adapter's own."""
+        own = self.path if self.kind == "adapter" else None
+        return tuple(dict.fromkeys(place for place in (self.config, self.tokenizer, own) if place is not None))
+
+    @property
     def name(self) -> str:
         """What reports call it: the folder's name, the file's without its ending, or the hub id."""
         if self.kind == "hub" or self.path is None:

@@ -55,8 +55,8 @@ class ReportOptions:
     that the data has. output: the folder; None makes report-BASE-vs-TUNED. lexicon: a file of terms, one a line.
     encoder: a third model. text: keep example texts in the report. null, seeds: CompareOptions' nulls and seeds, by
     folder. force: replace another run's report. trust_remote_code: run code that checkpoints bring for an architecture
-    of their own. names: what to call base and tuned. notes: lines that page one must say
-    first. progress, further: called with (texts done, all texts). announce: called with a line when the work begins.
+    of their own. names: what to call base and tuned. notes: lines that page one must say first. progress, further:
+    called with (texts done, all texts). announce: called with a line when the work begins.
     The rest is CompareOptions.
     """
 
@@ -330,9 +330,7 @@ def _key(models: Sequence[Checkpoint], texts: Texts, lexicon: Sequence[str], opt
     background = texts.background
     identity = {
         "attnlens": __version__,
-        "models": [
-            [model.name, *(str(model.provenance.get(name)) for name in TOLD), _adapter(model)] for model in models
-        ],
+        "models": [[model.name, *(str(model.provenance[name]) for name in TOLD), _adapter(model)] for model in models],
         "configs": [model.config.to_dict() | {"_name_or_path": None} for model in (each.model for each in models)],
         "tokenizers": [_tokenizer(model) for model in models],
         "texts": [

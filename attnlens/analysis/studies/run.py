@@ -107,10 +107,9 @@ def _folder(path: Path, options: StudyOptions) -> Path:
 
 def _sha256(source: Source) -> str:
     """Checksum of a checkpoint's weights, and of the modules that it runs; which ones is said, or refused."""
-    places = dict.fromkeys(place for place in (source.config, source.tokenizer) if place is not None)
-    for place in places:
+    for place in source.described:
         check_code(place, tokenizer=place != source.config)
-    code = code_facts(*places)
+    code = code_facts(*source.described)
     weights = files_sha256(source.files)
     return weights if code is None else f"{weights} {json.dumps(code, sort_keys=True)}"
 
