@@ -142,9 +142,12 @@ def _bidiagonals(tall: Tensor, steps: int) -> Tensor:
 
 
 def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """The matrix (M, N) times each of some vectors (PROBES, N): (PROBES, M) float32. As it lies in memory: no copy."""
+    """The matrix (M, N) times each of some vectors (PROBES, N): (PROBES, M) float32.
+
+    The matrix as it lies in memory, without a copy; the vectors without gaps, with which it would take twice as long.
+    """
     vectors = vectors.to(matrix.dtype)
-    product = (matrix @ vectors.T.contiguous()).T if matrix.is_contiguous() else vectors @ matrix.T
+    product = (matrix @ vectors.T.contiguous()).T if matrix.is_contiguous() else vectors.contiguous() @ matrix.T
     return product.float()
 
 

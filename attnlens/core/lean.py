@@ -129,12 +129,13 @@ class _Sums:
         sides, counts = self.sides, self.counts[..., :-1]
         sums = self.sums[..., sides.counted[:-1]]
         known = sides.indicators.repeat(1, 2)[:, None, None]
-        weak, logs = (sums < WEAK) & (counts > 0) & known, sums.log()
+        # A logarithm of 0 takes thirty times as long as another; what is raised here is weak, or there is none of it.
+        weak, logs = (sums < WEAK) & (counts > 0) & known, sums.clamp(min=WEAK).log_()
         for box in self.tiles.boxes() if bool(weak.any()) else ():
             place = (box.texts, box.heads, box.queries)
             if bool(weak[place].any()):
                 logs[place] = torch.where(weak[place], _log_sums(self.tiles.powers(box)[0], sides), logs[place])
-        inside, outside = (logs - counts.log()).chunk(2, -1)
+        inside, outside = (logs - counts.clamp(min=1).log()).masked_fill_(counts == 0, torch.nan).chunk(2, -1)
         return (inside - outside).masked_fill_(~sides.indicators[:, None, None], torch.nan)
 
     def finish(self) -> dict[str, Tensor]:
