@@ -27,6 +27,7 @@ LOWEST = 2.2  # inches: a map this high can still be read
 TALLEST = 8.4  # inches: a page keeps room for the caption
 FONTS = ("Arial", "Liberation Sans", "DejaVu Sans")  # the last comes with matplotlib
 STYLE: dict[str, Any] = {
+    "text.hinting": "no_hinting",  # letters as wide in the file as where it is laid out, at another resolution
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,

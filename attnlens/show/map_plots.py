@@ -132,7 +132,7 @@ def module_map(table: pd.DataFrame, ax: Axes, *, limit: float, floor: bool = Fal
         place = modules.index(row.module), layers.index(row.layer)
         values[place], rounded[place] = row.relative, row.rounding
     _cells(ax, values, rounded, 0.0, limit)
-    every = 1 + (len(layers) - 1) // 14
+    every = 1 + (len(layers) - 1) // max(2, min(14, int(inches(ax)[0] / 0.22)))
     ticks = {float(place): str(layers[place]) for place in range(0, len(layers), every)}
     if floor:
         values = table.groupby("module", sort=False)["floor"].max().loc[modules].to_numpy(float)

@@ -158,6 +158,9 @@ def assert_legible(drawing: Drawing, width: float, settings: dict | None = None)
     with matplotlib.rc_context(settings or style()):
         figure = drawing.draw(width)
         figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # as it is saved: laid out at one resolution, drawn at another
+        figure.dpi = float(matplotlib.rcParams["savefig.dpi"])
+        figure.draw_without_rendering()
         texts = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure)]
     for text, box in texts:
         where = f"{drawing.name}, {width} inches: {text!r}"
